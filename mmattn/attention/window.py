@@ -13,13 +13,17 @@ class _RelativePositionWindows(nn.Module):
     def __init__(self, dim: int, num_heads: int, window_size: int, num_projections: int):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f'dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}')
+            raise ValueError(
+                f'dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}'
+            )
         if window_size < 1:
             raise ValueError(f'window_size must be at least 1, got {window_size}')
         self.num_heads = num_heads
         self.window_size = window_size
         self.num_projections = num_projections
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window_size - 1) ** 2, num_heads)
+        )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         index = relative_position_index(window_size)
         self.register_buffer('relative_position_index', index, persistent=False)
@@ -33,7 +37,9 @@ class _RelativePositionWindows(nn.Module):
 
     def bias(self) -> Tensor:
         """(heads, N, N)."""
-        return relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
+        return relative_position_bias(
+            self.relative_position_bias_table, self.relative_position_index
+        )
 
 
 class WindowAttention(_RelativePositionWindows):

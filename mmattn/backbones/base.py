@@ -27,23 +27,33 @@ class PyramidBackbone(BaseModule):
             :func:`mmattn.checkpoint.load_checkpoint` takes.
     """
 
-    def __init__(self, out_indices: Sequence[int], frozen_stages: int, with_cp: bool, init_cfg: dict | None):
+    def __init__(
+        self, out_indices: Sequence[int], frozen_stages: int, with_cp: bool, init_cfg: dict | None
+    ):
         super().__init__(init_cfg)
         self.out_indices = stage_indices(out_indices)
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= NUM_STAGES:
-            raise ValueError(f'frozen_stages must be an integer from -1 to {NUM_STAGES}, got {frozen_stages!r}')
+            raise ValueError(
+                f'frozen_stages must be an integer from -1 to {NUM_STAGES}, got {frozen_stages!r}'
+            )
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
+        self._frozen: list[nn.Module] = []
 
     @property
     def num_built_stages(self) -> int:
         return self.out_indices[-1] + 1
 
-    def stem_and_stages(self) -> list[nn.Module]:
-        """The stem, then each stage with its output norm: what ``frozen_stages`` counts."""
-        raise NotImplementedError
+    def freeze(self, stem_and_stages: Sequence[Sequence[nn.Module]]) -> None:
+        """Freeze what ``frozen_stages`` says of these: the modules of the stem, then those of each stage."""
+        self._frozen = [m for modules in stem_and_stages[: self.frozen_stages + 1] for m in modules]
+        self.train(self.training)
 
-    def run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def output_norm(self, i: int) -> list[nn.Module]:
+        """The norm of stage i's output, or nothing where it has none."""
+        return [getattr(self, f'norm{i}')] if i in self.out_indices else []
+
+    def run(self, block: Callable[..., Tensor], *inputs) -> Tensor:
         """``block(*inputs)``, recomputed in backward where ``with_cp`` asks for it."""
         if self.with_cp and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
@@ -51,7 +61,7 @@ class PyramidBackbone(BaseModule):
 
     def train(self, mode: bool = True) -> PyramidBackbone:
         super().train(mode)
-        for module in self.stem_and_stages()[: self.frozen_stages + 1]:
+        for module in self._frozen:
             module.eval().requires_grad_(False)
         return self
 
@@ -68,7 +78,11 @@ class PyramidBackbone(BaseModule):
 
 def stage_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
-    if not indices or not set(indices) <= set(range(NUM_STAGES)) or list(indices) != sorted(set(indices)):
+    if (
+        not indices
+        or not set(indices) <= set(range(NUM_STAGES))
+        or list(indices) != sorted(set(indices))
+    ):
         raise ValueError(
             f'out_indices must be increasing stage numbers from 0 to {NUM_STAGES - 1}, got {out_indices!r}'
         )
@@ -79,7 +93,9 @@ def per_stage(name: str, value: Sequence[int], minimum: int = 1) -> tuple[int, .
     """``value`` as a tuple with one integer for each stage, or an error that names the argument."""
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
     if len(values) != NUM_STAGES or not all(isinstance(v, int) and v >= minimum for v in values):
-        raise ValueError(f'{name} must be {NUM_STAGES} integers of at least {minimum}, one a stage, got {value!r}')
+        raise ValueError(
+            f'{name} must be {NUM_STAGES} integers of at least {minimum}, one a stage, got {value!r}'
+        )
     return values
 
 
@@ -93,14 +109,18 @@ def look_up_arch(arch, zoo: dict, family: str):
     row_type = type(next(iter(zoo.values())))
     if isinstance(arch, str):
         if arch not in zoo:
-            raise ValueError(f'arch must be one of {", ".join(zoo)} or a dict for {family}, got {arch!r}')
+            raise ValueError(
+                f'arch must be one of {", ".join(zoo)} or a dict for {family}, got {arch!r}'
+            )
         return zoo[arch]
     if isinstance(arch, dict):
         try:
             return row_type(**arch)
         except TypeError as error:
             fields = ', '.join(row_type.__dataclass_fields__)
-            raise ValueError(f'arch as a dict takes the keys {fields}, got {", ".join(arch)} ({error})') from error
+            raise ValueError(
+                f'arch as a dict takes the keys {fields}, got {", ".join(arch)} ({error})'
+            ) from error
     raise TypeError(f'arch must be a name or a dict for {family}, got {type(arch).__name__}')
 
 
@@ -115,16 +135,19 @@ def check_image(x: Tensor) -> None:
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f'x must be images (B, 3, H, W), got shape {tuple(x.shape)}')
     if min(x.shape[2:]) < MIN_IMAGE_SIDE:
-        raise ValueError(f'x must be at least {MIN_IMAGE_SIDE} pixels high and wide, got shape {tuple(x.shape)}')
+        raise ValueError(
+            f'x must be at least {MIN_IMAGE_SIDE} pixels high and wide, got shape {tuple(x.shape)}'
+        )
 
 
 def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
     """Stochastic depth's rate for each block of each stage, rising linearly from 0 to ``last`` (arXiv 1603.09382)."""
-    rates = iter(torch.linspace(0, last, sum(depths)).tolist())
+    step = last / max(sum(depths) - 1, 1)
+    rates = (i * step for i in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-def init_linear_and_norm(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
     """Linear weights normal (std 0.02, truncated), biases zero; convolutions keep torch's own initialisation."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -26,7 +26,7 @@ from .base import (
     check_image,
     check_rate,
     drop_path_rates,
-    init_linear_and_norm,
+    init_linear,
     look_up_arch,
     per_stage,
 )
@@ -200,7 +200,12 @@ class GCViTBlock(nn.Module):
     """
 
     def __init__(
-        self, attention: nn.Module, dim: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+        self,
+        attention: nn.Module,
+        dim: int,
+        mlp_ratio: float,
+        drop_path: float,
+        layer_scale: float | None,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
@@ -209,7 +214,11 @@ class GCViTBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         for name in ('gamma1', 'gamma2'):
-            gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
+            gamma = (
+                None
+                if layer_scale is None
+                else nn.Parameter(torch.full((dim,), float(layer_scale)))
+            )
             self.register_parameter(name, gamma)
 
     def forward(self, x: Tensor, *global_query: Tensor) -> Tensor:
@@ -248,7 +257,9 @@ class GCViTStage(nn.Module):
             for kind, rate in zip(kinds, drop_path, strict=True)
         )
         has_query = 'global' in kinds
-        self.q_global_gen = GlobalQueryGenerator(dim, window_size, query_steps) if has_query else None
+        self.q_global_gen = (
+            GlobalQueryGenerator(dim, window_size, query_steps) if has_query else None
+        )
         self.downsample = downsample
 
     def forward(self, x: Tensor, run) -> Tensor:
@@ -345,7 +356,9 @@ class GCViT(PyramidBackbone):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
-        self.apply(init_linear_and_norm)
+        self.apply(init_linear)
+        stages = ([level, *self.output_norm(i)] for i, level in enumerate(self.levels))
+        self.freeze([[self.patch_embed], *stages])
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) -> for each of ``out_indices`` a map (B, C_i, H_i, W_i), H_i = ceil(H / 2**(i+2))."""
@@ -354,15 +367,8 @@ class GCViT(PyramidBackbone):
         outputs = []
         for i, level in enumerate(self.levels):
             x = level(x, self.run)
-            if i in self.out_indices:
-                out = getattr(self, f'norm{i}')(x)
-                # Channel-first in memory too: mmcv's compiled operators read it so, whatever the strides.
-                outputs.append(out.permute(0, 3, 1, 2).contiguous())
+            # Channel-first in memory too: mmcv's compiled operators read it so, whatever the strides.
+            outputs += [norm(x).permute(0, 3, 1, 2).contiguous() for norm in self.output_norm(i)]
             if level.downsample is not None:
                 x = level.downsample(x)
         return tuple(outputs)
-
-    def stem_and_stages(self) -> list[nn.Module]:
-        norms = [getattr(self, f'norm{i}', nn.Identity()) for i in range(self.num_built_stages)]
-        stages = [nn.ModuleList(pair) for pair in zip(self.levels, norms, strict=True)]
-        return [self.patch_embed, *stages]

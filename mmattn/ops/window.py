@@ -68,7 +68,9 @@ def window_attention_reference(
     return _in_windows(_literal, q, k, v, bias, window_size, shift, pad_k, pad_v)
 
 
-def window_attention_flops(height: int, width: int, channels: int, window_size: int, shared_query: bool) -> int:
+def window_attention_flops(
+    height: int, width: int, channels: int, window_size: int, shared_query: bool
+) -> int:
     """Multiply-adds of a window attention module, projections included, on a map that its windows tile.
 
     Local: ``2HW(2C^2 + hwC)``; global, whose query is made elsewhere: ``HW(3C^2 + 2hwC)`` (GC ViT, section 3.3).
@@ -85,7 +87,7 @@ def _literal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     *batch, heads, n, _ = k.shape
     bias = bias.expand(*batch, heads, n, n).flatten(0, 1)  # the fused kernels take four dimensions
-    flat = [t.expand_as(k).reshape(-1, heads, n, k.shape[-1]) for t in (q, k, v)]
+    flat = [t.expand_as(k).flatten(0, 1) for t in (q, k, v)]
     return F.scaled_dot_product_attention(*flat, attn_mask=bias.to(q.dtype)).view_as(v)
 
 
@@ -122,14 +124,18 @@ def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) ->
 def _partition(x: Tensor, window_size: int) -> Tensor:
     """(B, H, W, heads, d) -> (B, windows, heads, N, d)."""
     batch, height, width, heads, d = x.shape
-    x = x.reshape(batch, height // window_size, window_size, width // window_size, window_size, heads, d)
-    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, -1, heads, window_size**2, d)
+    x = x.reshape(
+        batch, height // window_size, window_size, width // window_size, window_size, heads, d
+    )
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)
 
 
 def _join(x: Tensor, height: int, width: int, window_size: int) -> Tensor:
     """(B, windows, heads, N, d) -> (B, H, W, heads, d)."""
     batch, _, heads, _, d = x.shape
-    x = x.view(batch, height // window_size, width // window_size, heads, window_size, window_size, d)
+    x = x.view(
+        batch, height // window_size, width // window_size, heads, window_size, window_size, d
+    )
     return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, heads, d)
 
 
@@ -151,18 +157,26 @@ def _region(side: int, window_size: int, shift: int, device: torch.device) -> Te
 
 def _check(q, k, v, bias, window_size, shift, pad_k, pad_v):
     if k.ndim != 5 or v.shape != k.shape:
-        raise ValueError(f'k and v must both be (B, H, W, heads, d), got {tuple(k.shape)} and {tuple(v.shape)}')
+        raise ValueError(
+            f'k and v must both be (B, H, W, heads, d), got {tuple(k.shape)} and {tuple(v.shape)}'
+        )
     batch, height, width, heads, d = k.shape
     own, shared = (batch, height, width, heads, d), (batch, window_size, window_size, heads, d)
     if tuple(q.shape) not in (own, shared):
         raise ValueError(f'q must be {own}, or {shared} for a shared query, got {tuple(q.shape)}')
     if not 0 <= shift < window_size:
-        raise ValueError(f'shift must be in [0, window_size), got {shift} with window_size {window_size}')
+        raise ValueError(
+            f'shift must be in [0, window_size), got {shift} with window_size {window_size}'
+        )
     if shift and tuple(q.shape) != own:
-        raise ValueError(f'a shared query has no place in shifted windows: got shift {shift} with q {tuple(q.shape)}')
+        raise ValueError(
+            f'a shared query has no place in shifted windows: got shift {shift} with q {tuple(q.shape)}'
+        )
     if tuple(bias.shape) != (heads, window_size**2, window_size**2):
         expected = (heads, window_size**2, window_size**2)
         raise ValueError(f'bias must be (heads, N, N) = {expected}, got {tuple(bias.shape)}')
     for name, padding in (('pad_k', pad_k), ('pad_v', pad_v)):
         if padding is not None and tuple(padding.shape) != (heads, d):
-            raise ValueError(f'{name} must be (heads, d) = {(heads, d)}, got {tuple(padding.shape)}')
+            raise ValueError(
+                f'{name} must be (heads, d) = {(heads, d)}, got {tuple(padding.shape)}'
+            )

@@ -1,0 +1,7 @@
+"""Published weights, read safely and fitted to a model."""
+
+from .files import CheckpointError, read_state_dict
+from .loading import load_checkpoint, to_own_format
+from .report import LoadReport
+
+__all__ = ['CheckpointError', 'LoadReport', 'load_checkpoint', 'read_state_dict', 'to_own_format']

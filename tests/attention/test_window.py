@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn.attention import GlobalWindowAttention, WindowAttention
+from mmattn.ops import window_attention_flops
+
+
+def swin_attention(module, x):
+    """mmdet's Swin attention with the same weights, on one window of tokens."""
+    from mmdet.models.backbones.swin import WindowMSA
+
+    dim, window = x.shape[-1], module.window_size
+    swin = WindowMSA(dim, module.num_heads, (window, window)).double()
+    swin.load_state_dict(
+        module.state_dict() | {'relative_position_index': swin.relative_position_index}
+    )
+    return swin(x.flatten(1, 2)).view_as(x)
+
+
+def randomise(module):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return module.double().eval()
+
+
+def test_equals_mmdets_swin_in_one_window():
+    module = randomise(WindowAttention(32, 4, 7))
+    x = torch.randn(2, 7, 7, 32, dtype=torch.float64)
+    torch.testing.assert_close(module(x), swin_attention(module, x))
+
+
+def test_padding_is_attended_as_zero_tokens():
+    module = randomise(WindowAttention(8, 2, 5))
+    x = torch.randn(1, 6, 3, 8, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 2, 0, 4))
+    torch.testing.assert_close(module(x), module(padded)[:, :6, :3])
+
+
+def test_global_attention_with_the_windows_own_query_is_local_attention():
+    local, shared = randomise(WindowAttention(8, 2, 4)), randomise(GlobalWindowAttention(8, 2, 4))
+    q, k, v = local.qkv.weight.detach().chunk(3)
+    local.qkv.bias.data[:8] = 0
+    shared.load_state_dict(
+        local.state_dict() | {'qkv.weight': torch.cat([k, v]), 'qkv.bias': local.qkv.bias[8:]}
+    )
+    x = torch.randn(2, 4, 4, 8, dtype=torch.float64)
+    torch.testing.assert_close(shared(x, x @ q.t()), local(x))
+
+
+def test_global_query_is_shared_by_all_windows():
+    module = randomise(GlobalWindowAttention(8, 2, 4))
+    window, query = (
+        torch.randn(1, 4, 4, 8, dtype=torch.float64),
+        torch.randn(1, 4, 4, 8, dtype=torch.float64),
+    )
+    out = module(window.repeat(1, 2, 3, 1), query)
+    torch.testing.assert_close(out, module(window, query).repeat(1, 2, 3, 1))
+
+
+@pytest.mark.parametrize('kind', ['local', 'global'])
+def test_cost_is_the_papers(kind):
+    height, width, dim, window = 14, 21, 64, 7
+    x = torch.randn(1, height, width, dim)
+    if kind == 'local':
+        module, inputs = WindowAttention(dim, 2, window), (x,)
+    else:
+        module, inputs = (
+            GlobalWindowAttention(dim, 2, window),
+            (x, torch.randn(1, window, window, dim)),
+        )
+    with FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    expected = window_attention_flops(height, width, dim, window, shared_query=kind == 'global')
+    assert counter.get_total_flops() == 2 * expected
+
+
+@pytest.mark.parametrize(
+    'arguments, name',
+    [
+        ((30, 4, 7), 'num_heads'),
+        ((32, 0, 7), 'num_heads'),
+        ((32, 4, 0), 'window_size'),
+        ((32, 4, 7, 7), 'shift'),
+    ],
+)
+def test_errors_name_the_argument(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        WindowAttention(*arguments)

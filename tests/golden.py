@@ -1,0 +1,89 @@
+"""The recipe of the golden files: weights and inputs that everybody can make, outputs of the published models."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+DATA = Path(__file__).parent / 'data'
+TABLES = ('relative_position_bias_table', 'rpe_table', 'rpb')
+
+
+def tensor(name, shape):
+    """The value, float64, of a published tensor in a golden case."""
+    n = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    last = name.rpartition('.')[2]
+    if last.startswith('gamma'):
+        n = 0.5 + 0.1 * n
+    elif any(table in name for table in TABLES) and last not in ('weight', 'bias'):
+        n = 0.5 * n
+    elif len(shape) < 2:
+        n = 1 + 0.1 * n if last == 'weight' else 0.1 * n
+    else:
+        n = n / np.sqrt(np.prod(shape[1:])) * (2 if name.endswith('conv_offset.3.weight') else 1)
+    return torch.from_numpy(np.asarray(n))
+
+
+def shapes(case):
+    """Names and shapes of the published state dict."""
+    return json.loads((DATA / f'{case}.keys.json').read_text())
+
+
+def state_dict(case):
+    """The published state dict with every tensor made by the recipe; index buffers are left to the module."""
+    made_by_module = ('relative_position_index', 'attn_mask')
+    return {k: tensor(k, s) for k, s in shapes(case).items() if not k.endswith(made_by_module)}
+
+
+def image(shape, seed=0):
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
+
+
+class Case:
+    """What the published implementation returned."""
+
+    def __init__(self, case):
+        self.arrays = np.load(DATA / f'{case}.npz')
+
+    @property
+    def image(self):
+        return image(self.arrays['input_shape'])
+
+    @property
+    def output_names(self):
+        return [
+            key.split('/')[1]
+            for key in self.arrays
+            if key.endswith('/shape') and key.startswith('out/')
+        ]
+
+    @property
+    def gradient_names(self):
+        return [key[len('grad/') : -len('/norm')] for key in self.arrays if key.endswith('/norm')]
+
+    def loss(self, outputs):
+        """The loss whose gradients are stored; ``outputs`` by name."""
+        return sum(
+            (outputs[name] * image(outputs[name].shape, seed=2 + i)).sum()
+            for i, name in enumerate(self.output_names)
+        )
+
+    def output_error(self, name, output):
+        """Greatest difference from the stored values, relative to the output's standard deviation."""
+        key = f'out/{name}'
+        assert tuple(output.shape) == tuple(self.arrays[f'{key}/shape'])
+        values = output.detach().double().flatten()[self.arrays[f'{key}/index']].numpy()
+        return np.abs(values - self.arrays[f'{key}/value']).max() / self.arrays[f'{key}/std']
+
+    def gradient_error(self, name, gradient):
+        """Greatest difference from the stored values and norm, relative to the stored values' standard deviation."""
+        key = f'grad/{name}'
+        values = gradient.double().flatten()[self.arrays[f'{key}/index']].numpy()
+        stored = self.arrays[f'{key}/value']
+        norm = self.arrays[f'{key}/norm']
+        return max(
+            np.abs(values - stored).max() / stored.std(),
+            abs(gradient.double().norm().item() / norm - 1),
+        )
