@@ -1,0 +1,20 @@
+# DINO, four scales, 36 epochs, whole: mmdet keeps model, data and schedule of DINO in one file.
+# Its recipe for transformers is kept: AdamW 1e-4, a tenth of it for the backbone, weight decay 1e-4.
+_base_ = ['mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py', 'runtime.py']
+data_root = '{{$MMATTN_COCO:data/coco}}'.rstrip('/') + '/'
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = train_dataloader
+test_dataloader = train_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+
+# Where two keys fit a parameter the longer one is taken alone, so it repeats the backbone's rate.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys=dict(relative_position_bias_table=dict(lr_mult=0.1, decay_mult=0.0))
+    )
+)
+param_scheduler = [
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1)
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

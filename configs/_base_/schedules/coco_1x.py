@@ -1,0 +1,16 @@
+# 12 epochs at batch 16; warmup and drops are mmdet's (500 iterations from 1e-3; epochs 8 and 11).
+# float32; `tools/train.py --amp` trains in mixed precision, as all published runs did.
+_base_ = [
+    'mmdet::_base_/schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+    '../runtime.py',
+]
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0)),
+    ),
+)
+# More than one, so that the last good checkpoint is there while the next one is being written.
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

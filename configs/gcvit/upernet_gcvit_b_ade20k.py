@@ -1,0 +1,7 @@
+# Expected (published): 49.2 mIoU, single scale.
+_base_ = 'upernet_gcvit_t_ade20k.py'
+model = dict(
+    backbone=dict(arch='base'),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)

@@ -1,0 +1,233 @@
+"""Every config builds, follows its recipe, and finds its data."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import mmengine.config.utils
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import mmattn
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+LEAVES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
+)
+GCVIT = [name for name in LEAVES if name.startswith('gcvit/') and '/demo' not in name]
+NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
+
+# Config -> parameters of the whole model in millions, as published.
+PUBLISHED_PARAMETERS = {
+    'gcvit/mask_rcnn_gcvit_t_coco.py': 48,
+    'gcvit/cascade_mask_rcnn_gcvit_t_coco.py': 85,
+    'gcvit/cascade_mask_rcnn_gcvit_s_coco.py': 108,
+    'gcvit/cascade_mask_rcnn_gcvit_b_coco.py': 146,
+}
+
+
+@pytest.fixture(autouse=True)
+def quick_and_clean(monkeypatch):
+    """No reading of all metafiles for each base, and no default scope left behind."""
+
+    def no_metafile(*_):
+        raise ValueError
+
+    monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', no_metafile)
+    for variable in ('MMATTN_COCO', 'MMATTN_ADE20K', 'MMATTN_IMAGENET'):
+        monkeypatch.delenv(variable, raising=False)
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+def read(name):
+    return Config.fromfile(CONFIGS / name)
+
+
+def build(cfg, device='meta'):
+    init_default_scope(cfg.default_scope)
+    with torch.device(device):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_builds_and_keeps_a_good_checkpoint(name):
+    cfg = read(name)
+    model = build(cfg)
+    if name in PUBLISHED_PARAMETERS:
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        assert millions == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.02)
+    # mmengine deletes the oldest checkpoint before it writes the next one.
+    assert cfg.default_hooks.checkpoint.max_keep_ckpts >= 2
+    assert cfg.custom_imports.imports == ['mmattn']
+
+
+@pytest.mark.parametrize('name', GCVIT)
+def test_says_what_to_expect_and_nothing_twice(name):
+    text = (CONFIGS / name).read_text()
+    assert re.match(r'# (Expected|Table|Tests)', text)
+    assert len([line for line in text.splitlines() if not line.startswith('#')]) <= 20
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'gcvit/cascade_mask_rcnn_gcvit_t_coco.py',
+        'gcvit/upernet_gcvit_t_ade20k.py',
+        'gcvit/gcvit_s_imagenet.py',
+    ],
+)
+def test_no_weight_decay_on_norms_and_bias_tables(name):
+    cfg = read(name)
+    model = build(cfg)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    decay = cfg.optim_wrapper.optimizer.weight_decay
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    decays = {id(p): group['weight_decay'] for group in groups for p in group['params']}
+    assert decays.keys() == names.keys()
+    for key, found in decays.items():
+        free = key in norms or names[key].endswith('relative_position_bias_table')
+        if 'imagenet' in name:
+            # Nor on biases and layer scales.
+            free = free or dict(model.named_parameters())[names[key]].ndim == 1
+        assert found == (0 if free else decay), names[key]
+
+
+def test_dino_trains_the_bias_tables_at_the_backbones_rate():
+    cfg = read('gcvit/dino_gcvit_l_coco.py')
+    groups = build_optim_wrapper(build(cfg), cfg.optim_wrapper).optimizer.param_groups
+    assert {(g['lr'], g['weight_decay']) for g in groups} == {(1e-4, 1e-4), (1e-5, 1e-4), (1e-5, 0)}
+    assert cfg.model.neck.num_outs == 4
+
+
+@pytest.mark.parametrize('size', 'tsb')
+def test_cascade_heads(size):
+    heads = build(read(f'gcvit/cascade_mask_rcnn_gcvit_{size}_coco.py')).roi_head.bbox_head
+    assert len(heads) == 3
+    for head in heads:
+        assert (len(head.shared_convs), len(head.shared_fcs)) == (4, 1)
+        assert all(isinstance(conv.norm, torch.nn.SyncBatchNorm) for conv in head.shared_convs)
+        assert head.fc_reg.out_features == 4 * 80
+        assert head.reg_decoded_bbox
+        assert head.loss_bbox.loss_weight == 10
+
+
+def value(cfg, path):
+    for key in path.split('.'):
+        cfg = cfg[int(key)] if key.isdigit() else cfg[key]
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ('name', 'path', 'expected'),
+    [
+        ('cascade_mask_rcnn_gcvit_t_coco', 'train_cfg.max_epochs', 36),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'param_scheduler.1.milestones', [27, 33]),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'optim_wrapper.optimizer.lr', 1e-4),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'optim_wrapper.optimizer.weight_decay', 0.05),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'model.rpn_head.loss_bbox.beta', 1 / 9),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'model.backbone.window_size', (24,) * 4),
+        ('cascade_mask_rcnn_gcvit_t_coco', 'auto_scale_lr.base_batch_size', 16),
+        ('mask_rcnn_gcvit_t_coco', 'train_cfg.max_epochs', 36),
+        ('dino_gcvit_l_coco', 'train_cfg.max_epochs', 36),
+        ('upernet_gcvit_b_ade20k', 'train_cfg.max_iters', 160000),
+        ('upernet_gcvit_b_ade20k', 'optim_wrapper.optimizer.lr', 6e-5),
+        ('upernet_gcvit_b_ade20k', 'param_scheduler.0.end', 1500),
+        ('upernet_gcvit_b_ade20k', 'auto_scale_lr.base_batch_size', 16),
+        ('gcvit_b_imagenet', 'train_cfg.max_epochs', 310),
+        ('gcvit_b_imagenet', 'optim_wrapper.optimizer.lr', 1e-3),
+        ('gcvit_b_imagenet', 'optim_wrapper.clip_grad.max_norm', 5.0),
+        ('gcvit_b_imagenet', 'custom_hooks.0.momentum', 1 - 0.9998),
+        ('gcvit_b_imagenet', 'param_scheduler.1.end', 300),
+        ('gcvit_l_384_imagenet', 'model.backbone.drop_path_rate', 0.1),
+        ('gcvit_l_512_imagenet', 'test_dataloader.dataset.pipeline.1.scale', 512),
+        ('gcvit_l_512_imagenet', 'train_dataloader.dataset.pipeline.1.scale', 512),
+    ],
+)
+def test_recipe(name, path, expected):
+    assert value(read(f'gcvit/{name}.py'), path) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('slash', ['', '/'])
+def test_environment_variables_say_where_data_are(slash, monkeypatch, tmp_path):
+    """Also when a config of another folder inherits."""
+    roots = {name: str(tmp_path / name) for name in ('coco', 'ade20k', 'imagenet')}
+    for name, root in roots.items():
+        monkeypatch.setenv(f'MMATTN_{name.upper()}', root + slash)
+    for leaf in LEAVES:
+        own = tmp_path / 'own.py'
+        own.write_text(f'_base_ = {str(CONFIGS / leaf)!r}')
+        cfg = Config.fromfile(own)
+        task = next((name for name in roots if leaf.endswith(f'{name}.py')), None)
+        task = task or ('imagenet' if 'imagenetv2' in leaf else 'coco')
+        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+            assert loader.dataset.data_root.rstrip('/') == roots[task], leaf
+        if task == 'coco':
+            ann_file = roots[task] + '/annotations/instances_val2017.json'
+            assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == ann_file
+
+
+@pytest.mark.parametrize(
+    ('name', 'root'),
+    [
+        ('cascade_mask_rcnn_gcvit_t_coco', 'data/coco/'),
+        ('dino_gcvit_l_coco', 'data/coco/'),
+        ('upernet_gcvit_t_ade20k', 'data/ade/ADEChallengeData2016'),
+        ('gcvit_t_imagenet', 'data/imagenet'),
+    ],
+)
+def test_default_data_roots_are_openmmlabs(name, root):
+    assert read(f'gcvit/{name}.py').test_dataloader.dataset.data_root == root
+
+
+def test_weights_by_two_options(tmp_path):
+    """What the configs' first comment says loads published weights."""
+    backbone = mmattn.backbones.GCViT('xxtiny')
+    torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
+    cfg = read('gcvit/gcvit_xxt_imagenet.py')
+    cfg.merge_from_dict(
+        {
+            'model.backbone.init_cfg.type': 'Pretrained',
+            'model.backbone.init_cfg.checkpoint': str(tmp_path / 'weights.pth'),
+        }
+    )
+    model = build(cfg, 'cpu')
+    model.init_weights()
+    loaded = model.backbone.state_dict()
+    assert all(torch.equal(backbone.state_dict()[name], loaded[name]) for name in loaded)
+
+
+@pytest.mark.parametrize(
+    ('name', 'folder'),
+    [
+        ('matched', 'imagenetv2-matched-frequency-format-val'),
+        ('threshold', 'imagenetv2-threshold0.7-format-val'),
+    ],
+)
+def test_imagenetv2_labels_are_folder_names(name, folder, monkeypatch, tmp_path):
+    """With the list that the command in the config's comment makes."""
+    import cv2
+    import numpy as np
+
+    for label in (0, 1, 2, 10, 100, 999):
+        (tmp_path / folder / str(label)).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / folder / str(label) / 'a.jpeg'), np.zeros((40, 40, 3), 'uint8'))
+    leaf = CONFIGS / f'gcvit/gcvit_t_imagenetv2_{name}.py'
+    command = re.search(r'^#   (find .*)$', leaf.read_text(), re.MULTILINE)[1]
+    subprocess.run(command, shell=True, cwd=tmp_path / folder, check=True)
+
+    monkeypatch.setenv('MMATTN_IMAGENET', str(tmp_path))
+    cfg = Config.fromfile(leaf)
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    labels = {dataset.get_data_info(i)['gt_label'] for i in range(len(dataset))}
+    assert labels == {0, 1, 2, 10, 100, 999}
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        assert Path(info['img_path']).parent.name == str(info['gt_label'])
+    assert dataset[0]['inputs'].shape == (3, 224, 224)

@@ -1,0 +1,277 @@
+"""The tools from end to end, on models and images small enough for a processor.
+
+Photographs are used where the folder of shared data lies beside the repository, and drawn images
+otherwise.
+"""
+
+import json
+import math
+import os
+import pickle
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+from mmengine.utils import ManagerMixin
+
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / 'tools'
+PHOTOGRAPHS = ROOT.parent / 'shared/data'
+
+ARCH = (
+    'dict(_delete_=True, embed_dims=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), mlp_ratio=2)'
+)
+
+LOADERS = """
+quick = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size={batch}, dataset=dict(indices=4, {train}), **quick)
+val_dataloader = dict(batch_size=1, dataset=dict(indices=2, {val}), **quick)
+test_dataloader = val_dataloader
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+COCO = """
+image = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(160, 128), keep_ratio=True),
+]
+meta = dict(meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+train_pipeline = [*image, dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+test_pipeline = [*image, dict(type='PackDetInputs', **meta)]
+train_cfg = dict(max_epochs=1)
+"""
+COCO += LOADERS.format(
+    batch=1,
+    train='metainfo=dict(classes={classes}), pipeline=train_pipeline',
+    val='metainfo=dict(classes={classes}), pipeline=test_pipeline',
+)
+
+SMALL_CASCADE = (
+    """
+_base_ = '{configs}/gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
+model = _base_.model
+model.backbone.arch = ARCH
+model.neck.in_channels = [32, 64, 128, 256]
+model.train_cfg.rpn_proposal.max_per_img = 50
+for stage in model.train_cfg.rcnn:
+    stage.sampler.num = 8
+model.test_cfg.rpn.max_per_img = 20
+model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=5)
+del stage
+""".replace('ARCH', ARCH.replace('_delete_=True, ', ''))
+    + COCO
+)
+
+SMALL_UPERNET = (
+    """
+_base_ = '{configs}/gcvit/upernet_gcvit_t_ade20k.py'
+model = dict(
+    backbone=dict(arch=ARCH),
+    data_preprocessor=dict(size=(64, 64)),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=32),
+    auxiliary_head=dict(in_channels=128, channels=32),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='Resize', scale=(128, 96), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=(64, 64)),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(128, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+train_cfg = dict(max_iters=2, val_interval=2)
+""".replace('ARCH', ARCH)
+    + LOADERS.format(batch=2, train='pipeline=train_pipeline', val='pipeline=test_pipeline')
+)
+
+SMALL_CLASSIFIER = (
+    """
+_base_ = '{configs}/gcvit/gcvit_xxt_imagenet.py'
+model = dict(backbone=dict(arch=ARCH), head=dict(in_channels=256))
+train_dataloader = dict(dataset=dict(pipeline=_base_.train_pipeline))
+train_dataloader['dataset']['pipeline'][1].scale = 64
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=64),
+    dict(type='PackInputs'),
+]
+train_cfg = dict(max_epochs=1)
+""".replace('ARCH', ARCH)
+    + LOADERS.format(batch=2, train='pipeline=_base_.train_pipeline', val='pipeline=test_pipeline')
+)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    """Folder by layout."""
+    root = tmp_path_factory.mktemp('data')
+    folders = dict(coco=PHOTOGRAPHS / 'coco_tiny', ade20k=PHOTOGRAPHS / 'ade_tiny')
+    for layout in ('coco', 'ade20k', 'imagenet'):
+        if layout not in folders or not folders[layout].is_dir():
+            folders[layout] = root / layout
+            command = [TOOLS / 'make_demo_dataset.py', folders[layout], '--format', layout]
+            subprocess.run(
+                [sys.executable, *command, '--train', '8', '--val', '4', '--size', '96'], check=True
+            )
+    return folders
+
+
+@pytest.fixture(autouse=True)
+def environment(data, monkeypatch):
+    for layout, folder in data.items():
+        monkeypatch.setenv(f'MMATTN_{layout.upper()}', str(folder))
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """Write a config; return its path."""
+
+    def write(text):
+        annotations = json.loads((data['coco'] / 'annotations/instances_val2017.json').read_text())
+        classes = tuple(category['name'] for category in annotations['categories'])
+        text = text.replace('{configs}', str(ROOT / 'configs'))
+        path = tmp_path / 'small.py'
+        path.write_text(text.replace('{classes}', repr(classes)))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Run a tool in this process, which has imported everything already."""
+
+    def forget(kind):
+        """Loggers, message hubs and visualizers outlive a Runner."""
+        kind._instance_dict.clear()
+        for child in kind.__subclasses__():
+            forget(child)
+
+    def run(name, *arguments):
+        for kind in ManagerMixin.__subclasses__():
+            forget(kind)
+        monkeypatch.setattr(sys, 'argv', [str(TOOLS / f'{name}.py'), *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(TOOLS))
+        runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
+
+    return run
+
+
+def scalars(work_dir):
+    """What was logged in the newest run: training steps, evaluations."""
+    newest = max(Path(work_dir).glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    steps = [line for line in lines if 'loss' in line]
+    assert all(math.isfinite(line['loss']) for line in steps)
+    return steps, [line for line in lines if 'loss' not in line]
+
+
+def log(work_dir):
+    newest = max(Path(work_dir).glob('*/*.log'), key=lambda p: p.stat().st_mtime)
+    return newest.read_text()
+
+
+def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
+    path, work_dir = config(SMALL_CASCADE), tmp_path / 'run'
+    tool('train', path, '--work-dir', work_dir)
+    steps, evaluations = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2, 3, 4]
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= evaluations[0].keys()
+
+    tool(
+        'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
+    )
+    steps, _ = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [5, 6, 7, 8]
+    # Without mmengine's fallback to unpickling anything, so mmengine 0.10.7 can resume as well.
+    state = torch.load(work_dir / 'epoch_2.pth', weights_only=True)
+    assert state['meta']['iter'] == 8
+
+    pictures, predictions = tmp_path / 'pictures', tmp_path / 'predictions.pkl'
+    checkpoint = work_dir / 'epoch_2.pth'
+    options = ['--work-dir', tmp_path / 'test', '--show-dir', pictures, '--out', predictions]
+    tool('test', path, checkpoint, *options)
+    assert len(list(pictures.glob('*.jpg'))) == 2
+    assert len(pickle.loads(predictions.read_bytes())) == 2
+    assert 'coco/bbox_mAP' in log(tmp_path / 'test')
+
+    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    assert 'coco/bbox_mAP' in log(tmp_path / 'tta')
+
+    # A test needs all weights: an ImageNet classifier has none for the heads.
+    backbone = {k: v for k, v in state['state_dict'].items() if k.startswith('backbone.')}
+    torch.save(backbone, tmp_path / 'backbone.pth')
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
+    assert 'neck.' in capsys.readouterr().err
+
+
+def test_segmentor_trains_and_is_tested(tool, config, tmp_path):
+    path, work_dir = config(SMALL_UPERNET), tmp_path / 'run'
+    tool('train', path, '--work-dir', work_dir)
+    steps, evaluations = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2]
+    assert 'mIoU' in evaluations[0]
+
+    options = ['--work-dir', tmp_path / 'test', '--show-dir', tmp_path / 'pictures']
+    tool('test', path, work_dir / 'iter_2.pth', *options)
+    assert 'mIoU' in log(tmp_path / 'test')
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
+
+    fast = ['--cfg-options', 'test_dataloader.dataset.indices=1']
+    tool('test', path, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'tta', '--tta', *fast)
+    assert 'mIoU' in log(tmp_path / 'tta')
+
+
+def test_classifier_trains_resumes_and_is_tested(tool, config, tmp_path):
+    """Also: what is saved and tested is the moving average."""
+    path, work_dir = config(SMALL_CLASSIFIER), tmp_path / 'run'
+    tool('train', path, '--work-dir', work_dir)
+    steps, evaluations = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2]
+    assert 'accuracy/top1' in evaluations[0]
+    assert 'ema_state_dict' in torch.load(work_dir / 'epoch_1.pth', weights_only=False)
+
+    tool(
+        'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
+    )
+    steps, evaluations = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [3, 4]
+
+    checkpoint, pictures = work_dir / 'epoch_2.pth', tmp_path / 'pictures'
+    tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures)
+    tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    assert tested['accuracy/top5'] == evaluations[0]['accuracy/top5']
+    assert len(list(pictures.iterdir())) == 2
+    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+
+
+def test_two_processes(config, tmp_path):
+    """torchrun and gloo: both ranks step, one of them saves."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    work_dir = tmp_path / 'run'
+    command = [TOOLS / 'dist_train.sh', config(SMALL_CASCADE), '2', '--work-dir', work_dir]
+    environment = dict(os.environ, PYTHON=sys.executable, PORT=str(port), CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps, evaluations = scalars(work_dir)
+    assert [step['iter'] for step in steps] == [1, 2]  # of four images
+    assert 'coco/bbox_mAP' in evaluations[0]
+    assert [path.name for path in work_dir.glob('*.pth')] == ['epoch_1.pth']
+    assert 'gloo instead of nccl' in done.stdout + done.stderr

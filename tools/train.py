@@ -1,0 +1,115 @@
+"""Train a detector, segmentor or classifier: ``python tools/train.py CONFIG [options]``."""
+
+import argparse
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
+from mmengine.logging import HistoryBuffer
+
+import mmattn  # noqa: F401  registers the backbones, and lets a torchvision without operators load
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description='Train a model.')
+    add_options(parser)
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate with the batch size, from the config's base_batch_size",
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or (auto) from the last good one in the work_dir',
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    cfg = read_config(args)
+    check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            stop(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} lacks')
+        cfg.auto_scale_lr.enable = True
+    resume(cfg, args.resume)
+    fit_machine(cfg)
+    build_runner(cfg).train()
+
+
+def resume(cfg, source):
+    """Set what the Runner resumes from; refuse to write over an earlier run."""
+    earlier = checkpoints(cfg.work_dir)
+    if source is None:
+        if earlier and not cfg.get('resume'):
+            stop(
+                f'{cfg.work_dir} holds checkpoints of an earlier run (such as {earlier[0].name}): '
+                'go on with it by --resume, choose another --work-dir, or move it away'
+            )
+        return
+    if source == 'auto':
+        source = last_good(cfg.work_dir, earlier)
+        if source is None:
+            say(
+                f'--resume: no checkpoint in {cfg.work_dir} yet, so training starts from the start.'
+            )
+            return
+    elif not Path(source).is_file():
+        stop(f'--resume: there is no checkpoint file {source}')
+    cfg.resume = True
+    cfg.load_from = str(source)
+    allow_training_state()
+
+
+def allow_training_state():
+    """Let torch.load's safe default read the logs that mmengine keeps in its checkpoints.
+
+    mmengine 0.10.7 calls torch.load as it was before torch 2.6, and would fail.
+    """
+    array = np.zeros(1)
+    reduced = [part.__reduce__()[0] for part in (array, array[0])]
+    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, *reduced, *dtypes]
+    # With their names, since leaving a `safe_globals` block elsewhere would take them back without.
+    torch.serialization.add_safe_globals(
+        [(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in allowed]
+        + [(getattr, 'builtins.getattr'), (getattr, '__builtin__.getattr')]
+    )
+
+
+def checkpoints(work_dir):
+    """Training checkpoints in `work_dir`, newest first."""
+    found = [*Path(work_dir).glob('epoch_*.pth'), *Path(work_dir).glob('iter_*.pth')]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def last_good(work_dir, candidates):
+    """The checkpoint that `last_checkpoint` names, or where that is cut short the newest whole one.
+
+    mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or a
+    full disk leaves a broken file that nothing points to, or an empty `last_checkpoint`.
+    """
+    pointer = Path(work_dir, 'last_checkpoint')
+    named = pointer.read_text().strip() if pointer.is_file() else ''
+    if named and zipfile.is_zipfile(named):
+        return named
+    good = next((path for path in candidates if zipfile.is_zipfile(path)), None)
+    if good is not None:
+        say(
+            f'{pointer} names no whole checkpoint ({named or "it is empty"}): going on from {good}.'
+        )
+    return good
+
+
+if __name__ == '__main__':
+    main()
