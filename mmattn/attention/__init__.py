@@ -1,5 +1,13 @@
 """The attention mechanisms as modules for anybody's networks: maps in, maps out."""
 
+from .deformable import DeformableAttention, DeformableAttentionDetails
+from .neighborhood import NeighborhoodAttention
 from .window import GlobalWindowAttention, WindowAttention
 
-__all__ = ['GlobalWindowAttention', 'WindowAttention']
+__all__ = [
+    'DeformableAttention',
+    'DeformableAttentionDetails',
+    'GlobalWindowAttention',
+    'NeighborhoodAttention',
+    'WindowAttention',
+]

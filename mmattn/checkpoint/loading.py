@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from mmattn.backbones.base import PyramidBackbone
 
+from .dat import DAT_FAMILY
 from .family import Family, StateDict
 from .files import CheckpointError, read_state_dict
 from .gcvit import GCVIT
 from .report import LoadReport
 
-FAMILIES = (GCVIT,)
+FAMILIES = (GCVIT, DAT_FAMILY)
 
 # Names of an mmpretrain classifier's linear layer.
 CLASSIFIER_HEAD = 'head.fc.'

@@ -1,0 +1,117 @@
+"""Sampling a map at learned points and attending to them (DAT, arXiv 2201.00520)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def deform_sample(x: Tensor, positions: Tensor) -> Tensor:
+    """Sample a map bilinearly, each group of its channels at positions of its own.
+
+    Args:
+        x: (B, G * c, H, W); group g is channels g*c .. (g+1)*c - 1.
+        positions: (B, G, N, 2) as (y, x) in [-1, 1], the centres of the map's first and last cells
+            (align_corners). What lies outside the map reads zeros.
+
+    Returns:
+        (B, G * c, N) in the dtype of ``x``; positions and weights are kept in that of
+        ``positions``, where it has more digits.
+
+    Raises:
+        ValueError: a shape does not fit the other.
+    """
+    if x.ndim != 4:
+        raise ValueError(f'x must be a map (B, G * c, H, W), got {tuple(x.shape)}')
+    if positions.ndim != 4 or positions.shape[0] != x.shape[0] or positions.shape[3] != 2:
+        raise ValueError(
+            f'positions must be ({x.shape[0]}, G, N, 2) for x {tuple(x.shape)}, '
+            f'got {tuple(positions.shape)}'
+        )
+    batch, channels, height, width = x.shape
+    groups, points = positions.shape[1:3]
+    if groups == 0 or channels % groups:
+        raise ValueError(f'x has {channels} channels, no multiple of the {groups} groups')
+    maps = x.reshape(batch * groups, channels // groups, height, width)
+    grid = positions.flip(-1).reshape(batch * groups, 1, points, 2)  # grid_sample wants (x, y)
+    sampled = F.grid_sample(maps.to(grid.dtype), grid, align_corners=True)
+    return sampled.reshape(batch, channels, points).to(x.dtype)
+
+
+def deform_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    query_grid: Tensor,
+    key_positions: Tensor,
+    scale: float,
+) -> Tensor:
+    """Attention to sampled keys: ``softmax(scale q k^T + bias) v``.
+
+    The bias of query n and key j for head i is ``table[i]`` read bilinearly at their
+    displacement ``(query_grid[n] - key_positions[j]) / 2`` (align_corners, zeros outside).
+
+    Args:
+        q: queries, (B, heads, Nq, d).
+        k: keys, (B, heads, Nk, d).
+        v: values, (B, heads, Nk, d).
+        table: (heads, Th, Tw), the bias for displacements from -2 to 2 in y and x.
+        query_grid: (Nq, 2), where the queries stand, as (y, x) in [-1, 1].
+        key_positions: (B, G, Nk, 2), where the keys were sampled, as (y, x); head i belongs to
+            group ``i // (heads / G)``.
+        scale: of the scores.
+
+    Returns:
+        (B, heads, Nq, d) in the dtype of ``v``.
+
+    Raises:
+        ValueError: a shape does not fit the others.
+    """
+    weights = deform_attention_weights(q, k, table, query_grid, key_positions, scale)
+    if v.shape != k.shape:
+        raise ValueError(f'v must be {tuple(k.shape)} as k, got {tuple(v.shape)}')
+    return weights.to(v.dtype) @ v
+
+
+def deform_attention_weights(
+    q: Tensor, k: Tensor, table: Tensor, query_grid: Tensor, key_positions: Tensor, scale: float
+) -> Tensor:
+    """The softmax of :func:`deform_attention`, (B, heads, Nq, Nk)."""
+    _check(q, k, table, query_grid, key_positions)
+    scores = (scale * q) @ k.transpose(-2, -1)
+    return (scores + deform_bias(table, query_grid, key_positions)).softmax(dim=-1)
+
+
+def deform_bias(table: Tensor, query_grid: Tensor, key_positions: Tensor) -> Tensor:
+    """The bias of :func:`deform_attention`, (B, heads, Nq, Nk)."""
+    batch, groups, num_keys, _ = key_positions.shape
+    displacement = (query_grid[:, None] - key_positions[:, :, None]) / 2  # (B, G, Nq, Nk, 2)
+    grid = displacement.flip(-1).flatten(0, 1)
+    heads, *size = table.shape
+    tables = table.to(grid.dtype).view(1, groups, heads // groups, *size)
+    tables = tables.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    bias = F.grid_sample(tables, grid, align_corners=True)
+    return bias.view(batch, heads, query_grid.shape[0], num_keys)
+
+
+def _check(q, k, table, query_grid, key_positions):
+    if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f'q and k must be (B, heads, Nq, d) and (B, heads, Nk, d), '
+            f'got {tuple(q.shape)} and {tuple(k.shape)}'
+        )
+    batch, heads, num_queries, _ = q.shape
+    if table.ndim != 3 or table.shape[0] != heads:
+        raise ValueError(f'table must be ({heads}, Th, Tw), got {tuple(table.shape)}')
+    if tuple(query_grid.shape) != (num_queries, 2):
+        raise ValueError(f'query_grid must be ({num_queries}, 2), got {tuple(query_grid.shape)}')
+    fits = key_positions.ndim == 4 and key_positions.shape[0::2] == (batch, k.shape[2])
+    if not fits or key_positions.shape[3] != 2:
+        raise ValueError(
+            f'key_positions must be ({batch}, G, {k.shape[2]}, 2), got {tuple(key_positions.shape)}'
+        )
+    if key_positions.shape[1] == 0 or heads % key_positions.shape[1]:
+        raise ValueError(
+            f'{heads} heads are no multiple of the {key_positions.shape[1]} groups of key_positions'
+        )

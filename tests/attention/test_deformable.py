@@ -1,0 +1,180 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmattn.attention import DeformableAttention
+
+
+def randomise(module, std=0.3):
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=std, generator=generator)
+    return module.double().eval()
+
+
+def draw(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def make(plus_plus=False, stride=1, groups=2, **options):
+    if plus_plus:
+        options.setdefault('offset_range', None)
+    return randomise(
+        DeformableAttention(16, 4, groups, 6, stride, 5, plus_plus=plus_plus, **options)
+    )
+
+
+@pytest.mark.parametrize('plus_plus', [False, True])
+@pytest.mark.parametrize('stride', [1, 2, 4])
+def test_definition_query_by_query(plus_plus, stride):
+    """Equations 3 to 8 once more, one query and one key at a time."""
+    module, x = make(plus_plus, stride), draw(1, 5, 9, 16)
+    details, out = module.details(x), module(x)
+    height_k, width_k = details.references.shape[:2]
+    assert (height_k, width_k) == (-(-5 // stride), -(-9 // stride))
+    maps = x.permute(0, 3, 1, 2)
+    sampled = [
+        F.grid_sample(
+            maps[:, 8 * g : 8 * g + 8], details.positions[:, g].flip(-1), align_corners=True
+        )
+        for g in range(2)
+    ]
+    sampled = torch.cat(sampled, 1)
+    q, k, v = module.proj_q(maps), module.proj_k(sampled), module.proj_v(sampled)
+    side = 2 * 6 - 1
+    expected = torch.empty_like(maps)
+    for head in range(4):
+        channels = slice(4 * head, 4 * head + 4)
+        for y, x_ in torch.cartesian_prod(torch.arange(5), torch.arange(9)).tolist():
+            if plus_plus:
+                place = torch.tensor([y / 4 * 2 - 1, x_ / 8 * 2 - 1], dtype=torch.float64)
+            else:
+                place = torch.tensor(
+                    [(y + 0.5) / 5 * 2 - 1, (x_ + 0.5) / 9 * 2 - 1], dtype=torch.float64
+                )
+            apart = (place - details.positions[0, head // 2]) / 2
+            cell = (apart + 1) / 2 * (side - 1)
+            bias = torch.zeros(height_k, width_k, dtype=torch.float64)
+            for row, column in torch.cartesian_prod(
+                torch.arange(side), torch.arange(side)
+            ).tolist():
+                weight = (1 - (cell[..., 0] - row).abs()).clamp(0) * (
+                    1 - (cell[..., 1] - column).abs()
+                ).clamp(0)
+                bias += weight * module.rpe_table[head, row, column]
+            scores = torch.einsum('c,cij->ij', q[0, channels, y, x_], k[0, channels]) / 2 + bias
+            weights = scores.flatten().softmax(0).view_as(scores)
+            torch.testing.assert_close(details.weights[0, head, y, x_], weights)
+            expected[0, channels, y, x_] = torch.einsum('ij,cij->c', weights, v[0, channels])
+    torch.testing.assert_close(out, module.proj_out(expected).permute(0, 2, 3, 1))
+
+
+def test_positions_are_the_references_plus_bounded_offsets():
+    details = make(offset_range=2.0).details(draw(2, 6, 8, 16))
+    steps = (details.positions - details.references) * torch.tensor([6, 8])
+    assert details.references[0, 0].tolist() == pytest.approx([1 / 6 - 1, 1 / 8 - 1])
+    assert 0.1 < steps.abs().max() <= 2
+
+
+def test_plus_plus_clamps_to_the_map():
+    module = make(plus_plus=True, stride=2)
+    module.conv_offset[3].weight.data *= 1e3
+    positions = module.details(draw(1, 7, 8, 16)).positions
+    assert positions.abs().max() == 1 and (positions.abs() == 1).double().mean() > 0.5
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
+    module = make(offsets=False, position_bias='none', plus_plus=True, stride=stride)
+    x = draw(1, 5, 9, 16)
+    references = module.details(x).references
+    # The reference points lie between cells: the keys are a fixed blend of neighbouring ones.
+    maps = x.permute(0, 3, 1, 2)
+    sampled = F.grid_sample(maps, references.flip(-1)[None], align_corners=True)
+    q, k, v = (
+        t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
+        for t in (module.proj_q(maps), module.proj_k(sampled), module.proj_v(sampled))
+    )
+    plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(1, 16, 5, 9)
+    torch.testing.assert_close(module(x), module.proj_out(plain).permute(0, 2, 3, 1))
+
+
+def test_groups_have_their_own_offsets():
+    module, x = make(groups=4), draw(1, 6, 6, 16)
+    before = module.details(x)
+    with torch.no_grad():
+        module.proj_q.weight[:4] += 1  # the first group's queries
+    after = module.details(x)
+    assert not torch.equal(before.positions[:, 0], after.positions[:, 0])
+    assert torch.equal(before.positions[:, 1:], after.positions[:, 1:])
+
+
+def test_permuting_groups_permutes_the_output():
+    module, x = make(groups=4), draw(1, 6, 6, 16)
+    order = torch.tensor([2, 0, 3, 1])
+    channels = (4 * order[:, None] + torch.arange(4)).flatten()
+    twin = make(groups=4)
+    twin.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        for ours, theirs in (
+            (twin.proj_q, module.proj_q),
+            (twin.proj_k, module.proj_k),
+            (twin.proj_v, module.proj_v),
+        ):
+            ours.weight.copy_(theirs.weight[channels][:, channels])
+            ours.bias.copy_(theirs.bias[channels])
+        twin.proj_out.weight.copy_(module.proj_out.weight[channels][:, channels])
+        twin.proj_out.bias.copy_(module.proj_out.bias[channels])
+        twin.rpe_table.copy_(module.rpe_table[order])
+    torch.testing.assert_close(twin(x[..., channels]), module(x)[..., channels])
+
+
+def test_details_are_what_the_output_is_made_of():
+    module, x = make(), draw(2, 5, 4, 16)
+    details = module.details(x)
+    torch.testing.assert_close(
+        details.weights.sum((-2, -1)), torch.ones(2, 4, 5, 4, dtype=torch.float64)
+    )
+    sampled = torch.cat(
+        [
+            F.grid_sample(
+                x.permute(0, 3, 1, 2)[:, 8 * g : 8 * g + 8],
+                details.positions[:, g].flip(-1),
+                align_corners=True,
+            )
+            for g in range(2)
+        ],
+        dim=1,
+    )
+    values = module.proj_v(sampled).unflatten(1, (4, 4))
+    out = torch.einsum('bhyxij,bhcij->bhcyx', details.weights, values).flatten(1, 2)
+    torch.testing.assert_close(module.proj_out(out).permute(0, 2, 3, 1), module(x))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_positions_keep_float32_under_autocast(dtype):
+    module = make().float()
+    x = draw(1, 50, 84, 16).float()
+    exact = module.details(x)
+    with torch.autocast('cpu', dtype):
+        low = module.details(x)
+    assert low.positions.dtype == torch.float32 and torch.equal(low.references, exact.references)
+    # Offsets carry the queries' rounding; the positions themselves are not rounded: a bfloat16 at the end
+    # of 84 columns is a multiple of a third of a pixel.
+    pixels = (low.positions - exact.positions).abs() * torch.tensor([25, 42])
+    assert pixels.max() < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    'arguments, name',
+    [
+        ((30, 4, 2, 6), 'num_heads'),
+        ((32, 4, 3, 6), 'groups'),
+        ((32, 4, 0, 6), 'groups'),
+        ((32, 4, 2, 0), 'table_size'),
+        ((32, 4, 2, 6, 0), 'stride'),
+    ],
+)
+def test_errors_name_the_argument(arguments, name):
+    with pytest.raises(ValueError, match=name):
+        DeformableAttention(*arguments)

@@ -1,0 +1,228 @@
+import golden
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn.attention import WindowAttention
+from mmattn.backbones import DAT
+from mmattn.backbones.dat import arch_zoo
+from mmattn.checkpoint import load_checkpoint
+
+
+def compare(case, model, maps, dtype, output_error, gradient_error, x):
+    assert {
+        n: case.output_error(n, maps[n]) < output_error for n in case.output_names
+    } == dict.fromkeys(case.output_names, True)
+    case.loss({name: out.double() for name, out in maps.items()}).backward()
+    tensors = dict(model.named_parameters(), input=x)
+    errors = {name: case.gradient_error(name, tensors[name].grad) for name in case.gradient_names}
+    assert len(errors) == len(case.gradient_names) and max(errors.values()) < gradient_error, errors
+
+
+# In float32 the gradients of this case are coarse for any arithmetic: stage 2 has a standard deviation of
+# 1000, and a change of the image by 1e-7 already changes them by 5e-4 in float64.
+@pytest.mark.parametrize(
+    'dtype, output_error, gradient_error',
+    [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-3, 0.3)],
+)
+def test_detector_backbone_is_the_published_one(dtype, output_error, gradient_error):
+    case = golden.Case('datpp_t_det_200x333')
+    model = DAT('tiny++').to(dtype).eval()
+    report = load_checkpoint(model, golden.state_dict('datpp_t_det_200x333'))
+    assert not report.dropped and not report.fresh and not report.resized
+    x = case.image.to(dtype).requires_grad_()
+    maps = dict(zip(case.output_names, model(x), strict=True))
+    compare(case, model, maps, dtype, output_error, gradient_error, x)
+
+
+class Classifier(nn.Module):
+    """The classification head as the publication has it: norm, global mean, linear layer."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.backbone = DAT(arch, out_indices=(3,))
+        self.head = nn.Module()
+        self.head.fc = nn.Linear(self.backbone.norm3.normalized_shape[0], 1000)
+
+    def forward(self, x):
+        return self.head.fc(self.backbone(x)[0].mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    'case_name, arch', [('dat_t_cls_224', 'tiny'), ('datpp_t_cls_224', 'tiny++')]
+)
+@pytest.mark.parametrize(
+    'dtype, output_error, gradient_error',
+    [(torch.float64, 1e-9, 1e-9), (torch.float32, 1e-3, 5e-3)],
+)
+def test_classifier_is_the_published_one(case_name, arch, dtype, output_error, gradient_error):
+    case = golden.Case(case_name)
+    model = Classifier(arch).to(dtype).eval()
+    report = load_checkpoint(model, golden.state_dict(case_name))
+    assert not report.dropped and not report.fresh
+    x, maps = case.image.to(dtype).requires_grad_(), {}
+    for i, stage in enumerate(model.backbone.stages):
+        stage.register_forward_hook(
+            lambda _, __, out, i=i: maps.update({f'stage{i}': out.permute(0, 3, 1, 2)})
+        )
+    maps['logits'] = model(x)
+    compare(case, model.backbone, maps, dtype, output_error, gradient_error, x)
+
+
+@pytest.mark.parametrize('case_name, shift', [('dat_local_10x13', 0), ('dat_shift_10x13', 4)])
+def test_window_blocks_are_the_published_ones(case_name, shift):
+    case = golden.Case(case_name)
+    module = WindowAttention(96, 3, 7, shift=shift).double()
+    names = {'proj_qkv': 'qkv', 'proj_out': 'proj'}
+    state = {
+        '.'.join(names.get(part, part) for part in name.split('.')[1:]): value
+        for name, value in golden.state_dict(case_name).items()
+    }
+    module.load_state_dict(state)
+    x = case.image.requires_grad_()
+    out = module(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    assert case.output_error('map', out) < 1e-9
+    case.loss({'map': out}).backward()
+    tensors = {'input': x, 'attn.relative_position_bias_table': module.relative_position_bias_table}
+    assert all(case.gradient_error(name, tensors[name].grad) < 1e-9 for name in case.gradient_names)
+
+
+SMALL = dict(
+    dims=(16, 32, 64, 128),
+    blocks=('LS', 'ND', 'LD', 'DD'),
+    num_heads=(1, 2, 4, 8),
+    groups=(0, 1, 2, 4),
+    strides=(1, 2, 1, 1),
+)
+
+
+def small(plus_plus=False, seed=0, **options):
+    torch.manual_seed(seed)
+    arch = SMALL | dict(plus_plus=plus_plus, offset_range=None if plus_plus else 2.0)
+    model = DAT(arch, img_size=96, window_size=3, **options)
+    for name, parameter in model.named_parameters():
+        if 'bias' in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+# Counted on the structure with a 1000-class head: millions of parameters, multiply-adds in 1e9; then
+# the published figures (the parameters of T are published rounded up, 2.4 % above ours).
+COUNTS = {
+    'tiny': (28.32, 4.56, 29, 4.6),
+    'small': (49.70, 8.96, 50, 9.0),
+    'base': (87.88, 15.72, 88, 15.8),
+    'tiny++': (23.96, 4.26, 24, 4.3),
+    'small++': (53.13, 9.38, 53, 9.4),
+    'base++': (93.69, 16.50, 93, 16.6),
+}
+
+
+@pytest.mark.parametrize('name', arch_zoo)
+def test_parameters_and_flops(name):
+    with torch.device('meta'):
+        model = Classifier(name)
+        image = torch.empty(1, 3, 224, 224)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    flops = counter.get_total_flops() / 2e9
+    counted_parameters, counted_flops, published_parameters, published_flops = COUNTS[name]
+    assert parameters == pytest.approx(counted_parameters, rel=5e-3)
+    assert flops == pytest.approx(counted_flops, rel=5e-3)
+    assert parameters == pytest.approx(published_parameters, rel=0.025 if name == 'tiny' else 0.015)
+    assert flops == pytest.approx(published_flops, rel=0.05)
+
+
+@pytest.mark.parametrize('plus_plus', [False, True])
+@pytest.mark.parametrize('height, width', [(32, 32), (33, 95), (97, 64)])
+def test_any_image_size(plus_plus, height, width):
+    outputs = small(plus_plus)(torch.randn(1, 3, height, width))
+    for i, out in enumerate(outputs):
+        stride = 2 ** (i + 2)
+        assert out.shape == (1, 16 * 2**i, -(-height // stride), -(-width // stride))
+        assert out.is_contiguous() and out.isfinite().all()
+
+
+@pytest.mark.parametrize('plus_plus', [False, True])
+def test_images_of_a_batch_do_not_mix(plus_plus):
+    model = small(plus_plus).double()
+    x = torch.randn(2, 3, 70, 101, dtype=torch.float64)
+    for both, alone in zip(model(x), model(x[1:]), strict=True):
+        torch.testing.assert_close(both[1:], alone)
+
+
+@pytest.mark.parametrize('plus_plus', [False, True])
+def test_checkpointing_gives_the_same_gradients(plus_plus):
+    x, results = torch.randn(1, 3, 64, 64), []
+    for with_cp in (False, True):
+        model = small(plus_plus, with_cp=with_cp, drop_path_rate=0.2).train()
+        torch.manual_seed(1)
+        outputs = model(x)
+        sum(out.square().sum() for out in outputs).backward()
+        results.append([*outputs, *(p.grad for p in model.parameters())])
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_stages_without_an_output_are_not_built_and_frozen_ones_do_not_train():
+    model = small(out_indices=(0, 2), frozen_stages=1).train()
+    outputs = model(torch.randn(1, 3, 64, 64))
+    assert [out.shape[1] for out in outputs] == [16, 64]
+    sum(out.sum() for out in outputs).backward()
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(('patch_proj', 'stages.0', 'down_projs.0', 'norm0'))
+        assert parameter.requires_grad is not frozen
+        assert (parameter.grad is None) is frozen
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('plus_plus', [False, True])
+def test_autocast(dtype, plus_plus):
+    model = small(plus_plus).train()
+    x = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        exact = model(x)
+    with torch.autocast('cpu', dtype):
+        outputs = model(x)
+    for out, reference in zip(outputs, exact, strict=True):
+        assert (out.float() - reference).norm() < 0.02 * reference.norm()
+    sum(out.float().square().mean() for out in outputs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    'options, error, message',
+    [
+        (dict(arch='huge'), ValueError, r"arch must be one of tiny, .*base\+\+ .* got 'huge'"),
+        (
+            dict(arch=SMALL | dict(blocks=('LS', 'LS', 'LX', 'LD'))),
+            ValueError,
+            "stage 2 .* got 'LX'",
+        ),
+        (dict(arch=SMALL | dict(blocks=('LS', 'LS'))), ValueError, 'blocks must be 4 strings'),
+        (
+            dict(arch=SMALL | dict(groups=(0, 1, 3, 4))),
+            ValueError,
+            'stage 2, block D: num_heads .* groups 3',
+        ),
+        (
+            dict(arch=SMALL | dict(num_heads=(3, 2, 4, 8))),
+            ValueError,
+            'stage 0, block L: dim .* num_heads 3',
+        ),
+        (dict(arch=SMALL | dict(groups=(0, 0, 2, 4))), ValueError, 'stage 1, block D: .* groups 0'),
+        (dict(img_size=0), ValueError, 'img_size .* got 0'),
+        (dict(window_size=(7, 7)), ValueError, 'window_size'),
+        (dict(out_indices=(4,)), ValueError, 'out_indices'),
+    ],
+)
+def test_constructor_errors_name_the_argument_and_the_stage(options, error, message):
+    with pytest.raises(error, match=message):
+        DAT(**options)
+
+
+def test_small_images_are_refused():
+    with pytest.raises(ValueError, match=r'x must be at least 32 pixels .*\(1, 3, 31, 64\)'):
+        small()(torch.randn(1, 3, 31, 64))
