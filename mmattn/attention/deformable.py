@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.layers import ChannelNorm
-from mmattn.ops import deform_attention, deform_attention_weights, deform_sample
+from mmattn.ops import deform_attention, deform_bias, deform_sample
+
+from .position_bias import FixedPositionBias, LogContinuousPositionBias
+
+POSITION_BIASES = ('table', 'fixed', 'log_cpb', 'depthwise', 'none')
 
 
 class DeformableAttentionDetails(NamedTuple):
@@ -49,8 +53,9 @@ class DeformableAttention(nn.Module):
             them as they are.
         plus_plus: DAT++'s conventions for the coordinates: grids reach from -1 to 1 by n - 1
             steps instead of n, and positions without an offset range are clamped to the map.
-        offsets: False samples at the reference points (table 6's ablation).
-        position_bias: 'table', or 'none' (table 6's ablation).
+        offsets: False samples at the reference points (an ablation).
+        position_bias: 'table', or in the ablations 'fixed', 'log_cpb', 'depthwise' (a depthwise
+            convolution of the queries, added to the output) and 'none'.
 
     Raises:
         ValueError: dim, num_heads and groups are no multiples of each other, or an argument is
@@ -84,8 +89,9 @@ class DeformableAttention(nn.Module):
         ).items():
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
-        if position_bias not in ('table', 'none'):
-            raise ValueError(f"position_bias must be 'table' or 'none', got {position_bias!r}")
+        if position_bias not in POSITION_BIASES:
+            choices = ', '.join(POSITION_BIASES)
+            raise ValueError(f'position_bias must be one of {choices}, got {position_bias!r}')
         self.num_heads = num_heads
         self.groups = groups
         self.scale = (dim // num_heads) ** -0.5
@@ -105,35 +111,56 @@ class DeformableAttention(nn.Module):
         self.proj_q, self.proj_k, self.proj_v, self.proj_out = (
             nn.Conv2d(dim, dim, 1) for _ in range(4)
         )
-        self.rpe_table = None
+        self.position_bias = position_bias
         if position_bias == 'table':
             side = 2 * table_size - 1
             self.rpe_table = nn.Parameter(torch.empty(num_heads, side, side))
             nn.init.trunc_normal_(self.rpe_table, std=0.02)
+        elif position_bias == 'fixed':
+            key_side = (table_size - 1) // stride + 1
+            self.rpe_table = FixedPositionBias(num_heads, table_size, key_side)
+        elif position_bias == 'log_cpb':
+            self.rpe_table = LogContinuousPositionBias(num_heads, groups)
+        elif position_bias == 'depthwise':
+            self.rpe_table = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), channel-last."""
         q, k, v, positions, _ = self._project(x)
-        if self.rpe_table is None:
-            out = F.scaled_dot_product_attention(q, k, v)
-        else:
-            grid = self._query_grid(*x.shape[1:3], positions)
-            flat = positions.flatten(2, 3)
+        if self.position_bias == 'table':
+            grid, flat = self._query_grid(*x.shape[1:3], positions), positions.flatten(2, 3)
             out = deform_attention(q, k, v, self.rpe_table, grid, flat, self.scale)
-        out = out.transpose(2, 3).reshape(x.shape[0], x.shape[3], *x.shape[1:3])
+        else:
+            bias = self._bias(x.shape[1:3], positions)
+            bias = None if bias is None else bias.to(q.dtype)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        out = self._as_map(out, x)
+        if self.position_bias == 'depthwise':
+            out = out + self.rpe_table(self._as_map(q, x))
         return self.proj_out(out).permute(0, 2, 3, 1)
 
     def details(self, x: Tensor) -> DeformableAttentionDetails:
         """What :meth:`forward` looks at for the same map, at the cost of the whole attention matrix."""
         q, k, _, positions, references = self._project(x)
-        if self.rpe_table is None:
-            weights = (self.scale * q @ k.transpose(-2, -1)).softmax(-1)
-        else:
-            grid = self._query_grid(*x.shape[1:3], positions)
-            flat = positions.flatten(2, 3)
-            weights = deform_attention_weights(q, k, self.rpe_table, grid, flat, self.scale)
+        scores = self.scale * q @ k.transpose(-2, -1)
+        bias = self._bias(x.shape[1:3], positions)
+        weights = (scores if bias is None else scores + bias).softmax(-1)
         weights = weights.unflatten(3, positions.shape[2:4]).unflatten(2, x.shape[1:3])
         return DeformableAttentionDetails(positions, references, weights)
+
+    def _bias(self, query_size: Sequence[int], positions: Tensor) -> Tensor | None:
+        """What is added to the scores, (B or 1, heads, Nq, Nk), if anything is."""
+        if self.position_bias == 'fixed':
+            return self.rpe_table(query_size, positions.shape[2:4])
+        grid, flat = self._query_grid(*query_size, positions), positions.flatten(2, 3)
+        if self.position_bias == 'table':
+            return deform_bias(self.rpe_table, grid, flat)
+        return self.rpe_table(grid, flat) if self.position_bias == 'log_cpb' else None
+
+    @staticmethod
+    def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
+        """(B, heads, HW, d) -> (B, C, H, W) for a map ``like`` (B, H, W, C)."""
+        return tokens.transpose(2, 3).reshape(len(like), like.shape[3], *like.shape[1:3])
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, heads, HW, d), keys and values (B, heads, H_k W_k, d), positions, references."""

@@ -2,5 +2,6 @@
 
 from .dat import DAT
 from .gcvit import GCViT
+from .quadtree import QuadTree
 
-__all__ = ['DAT', 'GCViT']
+__all__ = ['DAT', 'GCViT', 'QuadTree']

@@ -46,7 +46,7 @@ class DATArch:
         plus_plus: DAT++: convolutions in stem, downsampling, blocks and MLP; DAT++'s coordinates.
         offset_range: offsets are at most that many steps of the grid; None: unbounded.
         offsets: False samples on the regular grid.
-        position_bias: of D blocks, 'table' or 'none'.
+        position_bias: of D blocks, as in :class:`DeformableAttention`.
     """
 
     dims: Sequence[int]

@@ -14,9 +14,10 @@ from .dat import DAT_FAMILY
 from .family import Family, StateDict
 from .files import CheckpointError, read_state_dict
 from .gcvit import GCVIT
+from .quadtree import QUADTREE
 from .report import LoadReport
 
-FAMILIES = (GCVIT, DAT_FAMILY)
+FAMILIES = (GCVIT, DAT_FAMILY, QUADTREE)
 
 # Names of an mmpretrain classifier's linear layer.
 CLASSIFIER_HEAD = 'head.fc.'
@@ -161,7 +162,7 @@ def _to_own_names(
     for name, value in body.items():
         if name.rpartition('.')[2] in family.rebuilt:
             dropped[name] = 'built by the model'
-        elif name.startswith(family.classifier_norm):
+        elif family.classifier_norm and name.startswith(family.classifier_norm):
             own[family.last_norm + name.removeprefix(family.classifier_norm)] = value
         elif name.startswith(family.classifier_head):
             own[CLASSIFIER_HEAD + name.removeprefix(family.classifier_head)] = value
@@ -178,7 +179,7 @@ def _why_droppable(
     if source_format.kind == 'classifier' and not has_classifier:
         if name.startswith(CLASSIFIER_HEAD):
             return "the classifier's head"
-        if name.startswith(family.last_norm):
+        if family.last_norm and name.startswith(family.last_norm):
             return "the classifier's norm"
     if name in wanted:
         return None

@@ -68,19 +68,10 @@ def deform_attention(
     Raises:
         ValueError: a shape does not fit the others.
     """
-    weights = deform_attention_weights(q, k, table, query_grid, key_positions, scale)
-    if v.shape != k.shape:
-        raise ValueError(f'v must be {tuple(k.shape)} as k, got {tuple(v.shape)}')
-    return weights.to(v.dtype) @ v
-
-
-def deform_attention_weights(
-    q: Tensor, k: Tensor, table: Tensor, query_grid: Tensor, key_positions: Tensor, scale: float
-) -> Tensor:
-    """The softmax of :func:`deform_attention`, (B, heads, Nq, Nk)."""
-    _check(q, k, table, query_grid, key_positions)
+    _check(q, k, v, table, query_grid, key_positions)
     scores = (scale * q) @ k.transpose(-2, -1)
-    return (scores + deform_bias(table, query_grid, key_positions)).softmax(dim=-1)
+    scores = scores + deform_bias(table, query_grid, key_positions)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def deform_bias(table: Tensor, query_grid: Tensor, key_positions: Tensor) -> Tensor:
@@ -95,12 +86,14 @@ def deform_bias(table: Tensor, query_grid: Tensor, key_positions: Tensor) -> Ten
     return bias.view(batch, heads, query_grid.shape[0], num_keys)
 
 
-def _check(q, k, table, query_grid, key_positions):
+def _check(q, k, v, table, query_grid, key_positions):
     if q.ndim != 4 or k.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(
             f'q and k must be (B, heads, Nq, d) and (B, heads, Nk, d), '
             f'got {tuple(q.shape)} and {tuple(k.shape)}'
         )
+    if v.shape != k.shape:
+        raise ValueError(f'v must be {tuple(k.shape)} as k, got {tuple(v.shape)}')
     batch, heads, num_queries, _ = q.shape
     if table.ndim != 3 or table.shape[0] != heads:
         raise ValueError(f'table must be ({heads}, Th, Tw), got {tuple(table.shape)}')

@@ -24,6 +24,17 @@ def make(plus_plus=False, stride=1, groups=2, **options):
     )
 
 
+def sample(x, positions):
+    """A map (B, H, W, 16) at the positions of two groups, (B, 16, H_k, W_k)."""
+    groups = x.permute(0, 3, 1, 2).chunk(2, dim=1)
+    grids = positions.flip(-1).unbind(1)
+    sampled = (
+        F.grid_sample(group, grid, align_corners=True)
+        for group, grid in zip(groups, grids, strict=True)
+    )
+    return torch.cat(list(sampled), dim=1)
+
+
 @pytest.mark.parametrize('plus_plus', [False, True])
 @pytest.mark.parametrize('stride', [1, 2, 4])
 def test_definition_query_by_query(plus_plus, stride):
@@ -33,13 +44,7 @@ def test_definition_query_by_query(plus_plus, stride):
     height_k, width_k = details.references.shape[:2]
     assert (height_k, width_k) == (-(-5 // stride), -(-9 // stride))
     maps = x.permute(0, 3, 1, 2)
-    sampled = [
-        F.grid_sample(
-            maps[:, 8 * g : 8 * g + 8], details.positions[:, g].flip(-1), align_corners=True
-        )
-        for g in range(2)
-    ]
-    sampled = torch.cat(sampled, 1)
+    sampled = sample(x, details.positions)
     q, k, v = module.proj_q(maps), module.proj_k(sampled), module.proj_v(sampled)
     side = 2 * 6 - 1
     expected = torch.empty_like(maps)
@@ -135,20 +140,25 @@ def test_details_are_what_the_output_is_made_of():
     torch.testing.assert_close(
         details.weights.sum((-2, -1)), torch.ones(2, 4, 5, 4, dtype=torch.float64)
     )
-    sampled = torch.cat(
-        [
-            F.grid_sample(
-                x.permute(0, 3, 1, 2)[:, 8 * g : 8 * g + 8],
-                details.positions[:, g].flip(-1),
-                align_corners=True,
-            )
-            for g in range(2)
-        ],
-        dim=1,
-    )
+    sampled = sample(x, details.positions)
     values = module.proj_v(sampled).unflatten(1, (4, 4))
     out = torch.einsum('bhyxij,bhcij->bhcyx', details.weights, values).flatten(1, 2)
     torch.testing.assert_close(module.proj_out(out).permute(0, 2, 3, 1), module(x))
+
+
+@pytest.mark.parametrize('position_bias', ['fixed', 'log_cpb', 'depthwise', 'none'])
+def test_ablations_of_the_position_bias(position_bias):
+    module = make(position_bias=position_bias, stride=2)
+    for size in ((6, 6), (5, 9)):  # the size that a fixed bias is learned for, and another
+        x = draw(2, *size, 16).requires_grad_()
+        details, out = module.details(x), module(x)
+        values = module.proj_v(sample(x, details.positions)).unflatten(1, (4, 4))
+        expected = torch.einsum('bhyxij,bhcij->bhcyx', details.weights, values).flatten(1, 2)
+        if position_bias == 'depthwise':
+            expected = expected + module.rpe_table(module.proj_q(x.permute(0, 3, 1, 2)))
+        torch.testing.assert_close(out, module.proj_out(expected).permute(0, 2, 3, 1))
+        out.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -366,7 +366,7 @@ def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, 
 
 
 def test_wrong_arguments(backbone):
-    with pytest.raises(TypeError, match='one of GCViT, got Linear'):
+    with pytest.raises(TypeError, match='one of GCViT, DAT, QuadTree, got Linear'):
         load_checkpoint(nn.Linear(2, 2), {})
     with pytest.raises(TypeError, match='source must be a path, a URL or a state dict, got int'):
         load_checkpoint(backbone, 3)
