@@ -11,7 +11,10 @@ test_evaluator = val_evaluator
 # Where two keys fit a parameter the longer one is taken alone, so it repeats the backbone's rate.
 optim_wrapper = dict(
     paramwise_cfg=dict(
-        custom_keys=dict(relative_position_bias_table=dict(lr_mult=0.1, decay_mult=0.0))
+        custom_keys=dict(
+            relative_position_bias_table=dict(lr_mult=0.1, decay_mult=0.0),
+            rpe_table=dict(lr_mult=0.1, decay_mult=0.0),
+        )
     )
 )
 param_scheduler = [

@@ -6,7 +6,10 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
     '../runtime.py',
 ]
-optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(custom_keys={'.rpe_table': dict(decay_mult=0.0)}),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=300),

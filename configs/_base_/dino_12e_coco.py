@@ -1,0 +1,6 @@
+# As dino_36e_coco.py, 12 epochs with the drop at 11.
+_base_ = 'dino_36e_coco.py'
+train_cfg = dict(max_epochs=12)
+param_scheduler = [
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[11], gamma=0.1)
+]

@@ -1,0 +1,14 @@
+# Expected (published): 49.4 single scale, 50.3 multi-scale mIoU.
+# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
+#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# Drop path is the publication's.
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/schedules/ade20k_160k.py',
+]
+model = dict(
+    backbone=dict(_delete_=True, type='DAT', arch='tiny++', drop_path_rate=0.3),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+    auxiliary_head=dict(in_channels=256),
+)

@@ -1,0 +1,10 @@
+# The published baseline: the same body with PVT v2's spatial-reduction attention, mmdet's own.
+_base_ = '../mask_rcnn_quadtree_b2_1x_coco.py'
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='PyramidVisionTransformerV2',
+        embed_dims=64,
+        num_layers=[3, 4, 6, 3],
+    )
+)
