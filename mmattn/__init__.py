@@ -23,8 +23,10 @@ def _is_doctor():
 if not _is_doctor():
     check_dependencies()
 
+    from ._config_packages import mend_config_packages
     from ._torchvision import declare_missing_operators
 
+    mend_config_packages()
     declare_missing_operators()
 
     from . import attention, backbones, checkpoint, ops

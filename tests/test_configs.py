@@ -57,7 +57,8 @@ def build(cfg, device='meta'):
 @pytest.mark.parametrize('name', LEAVES)
 def test_builds_and_keeps_a_good_checkpoint(name):
     cfg = read(name)
-    model = build(cfg)
+    # mmdet's PVT v2 reads numbers while it is built.
+    model = build(cfg, device='cpu' if 'pvtv2' in name else 'meta')
     if name in PUBLISHED_PARAMETERS:
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         assert millions == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.02)

@@ -1,3 +1,3 @@
 # Keys on the regular grid: no offsets.
-_base_ = 'dat_t_as_dict.py'
+_base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(offsets=False)))
