@@ -45,6 +45,8 @@ def main():
     fit_machine(cfg)
     runner = build_runner(cfg)
     load(runner, args.checkpoint)
+    if args.tta and cfg.tta_model.type == 'DetTTAModel':
+        leave_out_masks(runner.model)
     if args.out:
         runner.test_evaluator.metrics.append(dump_to(args.out, cfg.default_scope))
     runner.test()
@@ -82,9 +84,8 @@ def augment(cfg):
     """Test with the config's own views, or else with each image and its mirror image."""
     if 'tta_model' not in cfg:
         cfg.tta_model = TTA_MODELS[cfg.default_scope]
-    if cfg.tta_model.type == 'DetTTAModel' and cfg.model.get('roi_head', {}).get('mask_head'):
+    if 'segm' in cfg.test_evaluator.get('metric', ()):
         say('--tta: mmdet merges boxes alone, so masks are neither predicted nor evaluated.')
-        cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         cfg.test_evaluator.metric = 'bbox'
     dataset = cfg.test_dataloader.dataset
     if 'tta_pipeline' not in cfg:
@@ -95,6 +96,13 @@ def augment(cfg):
         cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def leave_out_masks(model):
+    """Once loaded, let a detector's heads predict boxes alone."""
+    for module in model.modules():
+        if hasattr(module, 'mask_head'):
+            module.mask_head = None
 
 
 def dump_to(path, scope):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 
 import mmattn  # noqa: F401  registers the backbones, and lets a torchvision without operators load
 
@@ -68,23 +69,19 @@ def resume(cfg, source):
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
-    allow_training_state()
+    # mmengine 0.10.7 calls torch.load as if it were older than 2.6, and could not resume.
+    if not hasattr(checkpoint, 'get_torch_safe_globals'):
+        checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def allow_training_state():
-    """Let torch.load's safe default read the logs that mmengine keeps in its checkpoints.
-
-    mmengine 0.10.7 calls torch.load as it was before torch 2.6, and would fail.
-    """
+def load_from_local(filename, map_location=None):
+    """Read a training checkpoint, which holds mmengine's logs, by torch.load's safe way."""
     array = np.zeros(1)
     reduced = [part.__reduce__()[0] for part in (array, array[0])]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, *reduced, *dtypes]
-    # With their names, since leaving a `safe_globals` block elsewhere would take them back without.
-    torch.serialization.add_safe_globals(
-        [(kind, f'{kind.__module__}.{kind.__qualname__}') for kind in allowed]
-        + [(getattr, 'builtins.getattr'), (getattr, '__builtin__.getattr')]
-    )
+    allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, *reduced, *dtypes]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(filename, map_location=map_location, weights_only=True)
 
 
 def checkpoints(work_dir):

@@ -14,12 +14,11 @@ model.backbone.window_size = (8, 8, 8, 4)
 model.backbone.resolution = 128
 model.neck.update(in_channels=[32, 64, 128, 256], out_channels=channels)
 
-# Objects are about 4 times smaller than COCO's in the images that the real config trains on.
 model.rpn_head.update(in_channels=channels, feat_channels=channels)
+# Objects are smaller than COCO's, and most anchors of the larger sizes reach over the border.
 model.rpn_head.anchor_generator.scales = [4]
-model.train_cfg.rpn.sampler.num = 64
-# Most anchors of a small image reach over its border.
 model.train_cfg.rpn.allowed_border = -1
+model.train_cfg.rpn.sampler.num = 64
 model.train_cfg.rpn_proposal.update(nms_pre=200, max_per_img=64)
 model.test_cfg.rpn.update(nms_pre=200, max_per_img=64)
 model.roi_head.bbox_roi_extractor.update(out_channels=channels, finest_scale=28)
@@ -78,7 +77,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3, fused=True), clip_grad=dict(max_norm=5.0))
-train_cfg = dict(max_epochs=epochs, val_interval=2)
+train_cfg = dict(max_epochs=epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(

@@ -1,0 +1,37 @@
+import io
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from mmattn.visualization import plot_learning_curve
+
+
+@pytest.fixture
+def figure():
+    epochs = [0.5, 1.0, 1.5, 2.0]
+    losses = {'all': (epochs, [4, 3, 2, 1]), 'masks': (epochs, [0.9, 0.7, 0.5, 0.3])}
+    metrics = {'boxes': ([1, 2], [0.1, 0.456]), 'masks': ([1, 2], [0.05, 0.345])}
+    return plot_learning_curve(losses, metrics, 'a small model')
+
+
+def test_axes_say_what_they_show(figure):
+    upper, lower = figure.axes
+    assert upper.get_ylabel() == 'training loss'
+    assert lower.get_ylabel() == 'COCO mAP on held-out images'
+    assert lower.get_xlabel() == 'epoch'
+    assert [text.get_text() for text in upper.get_legend().texts] == ['all', 'masks']
+    labels = [text.get_text() for text in lower.get_legend().texts]
+    assert labels == ['boxes (last: 0.456)', 'masks (last: 0.345)']
+    np.testing.assert_allclose(upper.lines[0].get_xydata(), [[0.5, 4], [1, 3], [1.5, 2], [2, 1]])
+    np.testing.assert_allclose(lower.lines[1].get_xydata(), [[1, 0.05], [2, 0.345]])
+
+
+def test_picture_has_its_size_and_is_not_blank(figure):
+    file = io.BytesIO()
+    figure.savefig(file)
+    file.seek(0)
+    picture = imread(file)
+    assert picture.shape == (880, 990, 4)
+    upper, lower = picture[:440, :, :3], picture[440:, :, :3]
+    assert min(upper.std(), lower.std()) > 0.05
