@@ -10,7 +10,6 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from torch import Tensor
 
 # Where training programs keep the weights within a checkpoint, the first that is there wins.
@@ -88,9 +87,17 @@ def _training_state_types() -> list:
     reconstruct = array.__reduce__()[0]
     scalar = array[0].__reduce__()[0]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    log = (_Log, 'mmengine.logging.history_buffer.HistoryBuffer')
     # The logs refer to their own methods by name; nobody calls them here, so they become nothing.
     names = [(_nothing, f'{module}.getattr') for module in ('builtins', '__builtin__')]
-    return [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes, *names]
+    return [log, np.ndarray, np.dtype, reconstruct, scalar, *dtypes, *names]
+
+
+class _Log:
+    """Stands for mmengine's HistoryBuffer, whose unpickling would change that class for all."""
+
+    def __setstate__(self, state) -> None:
+        pass
 
 
 def _nothing(*_) -> None:
