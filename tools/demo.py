@@ -52,7 +52,7 @@ def parse_args():
     parser.add_argument('family', nargs='?', choices=CONFIGS, default='gcvit', help='[gcvit]')
     parser.add_argument('--work-dir', type=Path, default='work_dirs/demo', help='[work_dirs/demo]')
     parser.add_argument('--data', default='data/demo/coco', help='made if needed [data/demo/coco]')
-    parser.add_argument('--train', type=int, default=1500, help='training images [1500]')
+    parser.add_argument('--train', type=int, default=1300, help='training images [1300]')
     parser.add_argument('--val', type=int, default=200, help='held-out images [200]')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
