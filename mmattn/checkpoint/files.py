@@ -97,7 +97,7 @@ class _Log:
     """Stands for mmengine's HistoryBuffer, whose unpickling would change that class for all."""
 
     def __setstate__(self, state) -> None:
-        pass
+        """Forget what was logged: loading weights has no use for it."""
 
 
 def _nothing(*_) -> None:
