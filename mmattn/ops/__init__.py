@@ -1,15 +1,19 @@
 """The operators that the attention modules stand on, as plain functions with their literal definitions."""
 
-from .deformable import deform_attention, deform_bias, deform_sample
+from ._backend import BackendReport, backend_report
+from .deformable import deform_attention, deform_bias, deform_sample, deform_sample_reference
 from .flops import count_fused_attention_on_cpu
 from .neighborhood import neighborhood_attention
 from .quadtree import quadtree_level, quadtree_level_reference, quadtree_root
 from .window import window_attention, window_attention_flops, window_attention_reference
 
 __all__ = [
+    'BackendReport',
+    'backend_report',
     'deform_attention',
     'deform_bias',
     'deform_sample',
+    'deform_sample_reference',
     'neighborhood_attention',
     'quadtree_level',
     'quadtree_level_reference',

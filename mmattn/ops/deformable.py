@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ._backend import compiled_serves
+from ._operator import accumulate_dtype, check_alike, check_device, register
 
 
 def deform_sample(x: Tensor, positions: Tensor) -> Tensor:
@@ -15,12 +19,35 @@ def deform_sample(x: Tensor, positions: Tensor) -> Tensor:
             (align_corners). What lies outside the map reads zeros.
 
     Returns:
-        (B, G * c, N) in the dtype of ``x``; positions and weights are kept in that of
-        ``positions``, where it has more digits.
+        (B, G * c, N) in the dtype of ``x``, channel-last in memory where ``x`` is. Positions and weights
+        are float32 (float64 for a float64 ``x``).
 
     Raises:
-        ValueError: a shape does not fit the other.
+        ValueError: a shape, dtype or device does not fit the other.
     """
+    _check_sample(x, positions)
+    positions = positions.to(accumulate_dtype(x.dtype))
+    if not compiled_serves('deform_sample', x.device.type):
+        return _sample(x, positions)
+    return torch.ops.mmattn.deform_sample(x, positions)
+
+
+def deform_sample_reference(x: Tensor, positions: Tensor) -> Tensor:
+    """The literal definition of :func:`deform_sample`, which the kernels are held against."""
+    _check_sample(x, positions)
+    return _sample(x, positions.to(accumulate_dtype(x.dtype)))
+
+
+def _sample(x: Tensor, positions: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    groups, points = positions.shape[1:3]
+    maps = x.reshape(batch * groups, channels // groups, height, width)
+    grid = positions.flip(-1).reshape(batch * groups, 1, points, 2)  # grid_sample wants (x, y)
+    sampled = F.grid_sample(maps.to(grid.dtype), grid, align_corners=True)
+    return sampled.reshape(batch, channels, points).to(x.dtype)
+
+
+def _check_sample(x: Tensor, positions: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f'x must be a map (B, G * c, H, W), got {tuple(x.shape)}')
     if positions.ndim != 4 or positions.shape[0] != x.shape[0] or positions.shape[3] != 2:
@@ -28,14 +55,32 @@ def deform_sample(x: Tensor, positions: Tensor) -> Tensor:
             f'positions must be ({x.shape[0]}, G, N, 2) for x {tuple(x.shape)}, '
             f'got {tuple(positions.shape)}'
         )
-    batch, channels, height, width = x.shape
-    groups, points = positions.shape[1:3]
-    if groups == 0 or channels % groups:
+    channels, groups = x.shape[1], positions.shape[1]
+    if groups == 0 or channels == 0 or channels % groups:
         raise ValueError(f'x has {channels} channels, no multiple of the {groups} groups')
-    maps = x.reshape(batch * groups, channels // groups, height, width)
-    grid = positions.flip(-1).reshape(batch * groups, 1, points, 2)  # grid_sample wants (x, y)
-    sampled = F.grid_sample(maps.to(grid.dtype), grid, align_corners=True)
-    return sampled.reshape(batch, channels, points).to(x.dtype)
+    if 0 in x.shape[2:]:
+        raise ValueError(f'x must have at least one cell, got {tuple(x.shape)}')
+    check_alike(x=x)
+    check_device(x=x, positions=positions)
+
+
+def _fake_sample(x: Tensor, positions: Tensor) -> Tensor:
+    batch, channels, points = *x.shape[:2], positions.shape[2]
+    if channels > 1 and x.stride(1) == 1:
+        return x.new_empty(batch, points, channels).transpose(1, 2)
+    return x.new_empty(batch, channels, points)
+
+
+register(
+    'deform_sample',
+    'Tensor x, Tensor positions',
+    outputs=['sampled'],
+    fake=_fake_sample,
+    gradients=['x', 'positions'],
+    low_precision=[],
+    # Four multiply-adds a number are too few to count beside the products of attention.
+    flops=lambda x, positions: 0,
+)
 
 
 def deform_attention(
