@@ -49,7 +49,8 @@ def compile_library(sources, library):
         subprocess.Popen([*command, '-x', 'c++', '-c', source, '-o', target])
         for source, target in zip(sources, objects, strict=True)
     ]
-    if any([process.wait() for process in running]):
+    statuses = [process.wait() for process in running]
+    if any(statuses):
         raise RuntimeError('the CUDA kernels do not compile against tests/cuda_on_host.h')
     partial = library.with_suffix(f'.{os.getpid()}')
     link = ['-L', str(include.parent / 'lib'), '-ltorch', '-ltorch_cpu', '-o', partial]

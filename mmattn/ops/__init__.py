@@ -1,7 +1,13 @@
 """The operators that the attention modules stand on, as plain functions with their literal definitions."""
 
 from ._backend import BackendReport, backend_report
-from .deformable import deform_attention, deform_bias, deform_sample, deform_sample_reference
+from .deformable import (
+    deform_attention,
+    deform_attention_reference,
+    deform_bias,
+    deform_sample,
+    deform_sample_reference,
+)
 from .flops import count_fused_attention_on_cpu
 from .neighborhood import neighborhood_attention
 from .quadtree import quadtree_level, quadtree_level_reference, quadtree_root
@@ -11,6 +17,7 @@ __all__ = [
     'BackendReport',
     'backend_report',
     'deform_attention',
+    'deform_attention_reference',
     'deform_bias',
     'deform_sample',
     'deform_sample_reference',

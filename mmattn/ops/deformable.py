@@ -108,15 +108,41 @@ def deform_attention(
         scale: of the scores.
 
     Returns:
-        (B, heads, Nq, d) in the dtype of ``v``.
+        (B, heads, Nq, d) in the dtype of ``v``. The bias, its table and the positions are float32 (float64 for
+        float64 inputs); nothing of size Nq x Nk is kept.
 
     Raises:
-        ValueError: a shape does not fit the others.
+        ValueError: a shape, dtype or device does not fit the others.
     """
     _check(q, k, v, table, query_grid, key_positions)
+    where = _accumulated(q, table, query_grid, key_positions)
+    if not compiled_serves('deform_attention', q.device.type):
+        return _attend(q, k, v, *where, scale)
+    return torch.ops.mmattn.deform_attention(q, k, v, *where, scale)[0]
+
+
+def deform_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    query_grid: Tensor,
+    key_positions: Tensor,
+    scale: float,
+) -> Tensor:
+    """The literal definition of :func:`deform_attention`, which the kernels are held against."""
+    _check(q, k, v, table, query_grid, key_positions)
+    return _attend(q, k, v, *_accumulated(q, table, query_grid, key_positions), scale)
+
+
+def _attend(q, k, v, table, query_grid, key_positions, scale):
     scores = (scale * q) @ k.transpose(-2, -1)
     scores = scores + deform_bias(table, query_grid, key_positions)
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def _accumulated(q, *tensors):
+    return (t.to(accumulate_dtype(q.dtype)) for t in tensors)
 
 
 def deform_bias(table: Tensor, query_grid: Tensor, key_positions: Tensor) -> Tensor:
@@ -153,3 +179,31 @@ def _check(q, k, v, table, query_grid, key_positions):
         raise ValueError(
             f'{heads} heads are no multiple of the {key_positions.shape[1]} groups of key_positions'
         )
+    check_alike(q=q, k=k, v=v)
+    check_device(q=q, table=table, query_grid=query_grid, key_positions=key_positions)
+    if 0 in (*k.shape[2:], *table.shape):
+        raise ValueError(
+            f'k and table must not be empty, got {tuple(k.shape)} and {tuple(table.shape)}'
+        )
+
+
+def _fake_attention(q, k, v, table, query_grid, key_positions, scale):
+    batch, heads, num_queries, d = q.shape
+    out = v.new_empty(batch, num_queries, heads, d).transpose(1, 2)
+    return out, v.new_empty(batch, heads, num_queries, dtype=accumulate_dtype(v.dtype))
+
+
+def _attention_flops(q, k, *others):
+    batch, heads, num_queries, d = q
+    return 2 * 2 * batch * heads * num_queries * k[2] * d  # two products
+
+
+register(
+    'deform_attention',
+    'Tensor q, Tensor k, Tensor v, Tensor table, Tensor query_grid, Tensor key_positions, float scale',
+    outputs=['out', 'lse'],
+    fake=_fake_attention,
+    gradients=['q', 'k', 'v', 'table', 'key_positions'],
+    low_precision=['q', 'k', 'v'],
+    flops=_attention_flops,
+)

@@ -17,9 +17,14 @@
 #undef MMATTN_ISA
 #endif
 
-#define REGISTER(isa)                                                  \
-  m.impl("deform_sample", TORCH_BOX(&mmattn::isa::deform_sample));     \
-  m.impl("deform_sample_backward", TORCH_BOX(&mmattn::isa::deform_sample_backward))
+#define OPERATOR(isa, name)                          \
+  m.impl(#name, TORCH_BOX(&mmattn::isa::name));       \
+  m.impl(#name "_backward", TORCH_BOX(&mmattn::isa::name##_backward))
+
+#define REGISTER(isa)               \
+  OPERATOR(isa, deform_attention);  \
+  OPERATOR(isa, deform_sample);     \
+  OPERATOR(isa, window_attention)
 
 namespace {
 

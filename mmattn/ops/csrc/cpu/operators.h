@@ -13,4 +13,48 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
     const Tensor& positions,
     const Tensor& sampled);
 
+std::tuple<Tensor, Tensor> deform_attention(
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& table,
+    const Tensor& query_grid,
+    const Tensor& key_positions,
+    double scale);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
+    const Tensor& grad,
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& table,
+    const Tensor& query_grid,
+    const Tensor& key_positions,
+    double scale,
+    const Tensor& out,
+    const Tensor& lse);
+
+std::tuple<Tensor, Tensor> window_attention(
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& bias,
+    const Tensor& pad_k,
+    const Tensor& pad_v,
+    int64_t window_size,
+    int64_t shift);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    const Tensor& grad,
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& bias,
+    const Tensor& pad_k,
+    const Tensor& pad_v,
+    int64_t window_size,
+    int64_t shift,
+    const Tensor& out,
+    const Tensor& lse);
+
 }  // namespace mmattn::MMATTN_ISA
