@@ -136,8 +136,8 @@ class DeformableAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         out = self._as_map(out, x)
         if self.position_bias == 'depthwise':
-            out = out + self.rpe_table(self._as_map(q, x))
-        return self.proj_out(out).permute(0, 2, 3, 1)
+            out = out + self.rpe_table(self._as_map(q, x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return _pointwise(self.proj_out, out)
 
     def details(self, x: Tensor) -> DeformableAttentionDetails:
         """What :meth:`forward` looks at for the same map, at the cost of the whole attention matrix."""
@@ -159,18 +159,21 @@ class DeformableAttention(nn.Module):
 
     @staticmethod
     def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
-        """(B, heads, HW, d) -> (B, C, H, W) for a map ``like`` (B, H, W, C)."""
-        return tokens.transpose(2, 3).reshape(len(like), like.shape[3], *like.shape[1:3])
+        """(B, heads, HW, d) -> (B, H, W, C) for a map ``like`` (B, H, W, C)."""
+        return tokens.transpose(1, 2).reshape(like.shape)
 
     def _project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, heads, HW, d), keys and values (B, heads, H_k W_k, d), positions, references."""
-        x = x.permute(0, 3, 1, 2)
-        q = self.proj_q(x)
-        positions, references = self._positions(q)
-        sampled = deform_sample(x, positions.flatten(2, 3)).unsqueeze(-1)  # (B, C, H_k W_k, 1)
+        q = _pointwise(self.proj_q, x)
+        positions, references = self._positions(q.permute(0, 3, 1, 2))
+        sampled = deform_sample(x.permute(0, 3, 1, 2), positions.flatten(2, 3)).transpose(1, 2)
         q, k, v = (
-            t.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
-            for t in (q, self.proj_k(sampled), self.proj_v(sampled))
+            t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for t in (
+                q.flatten(1, 2),
+                _pointwise(self.proj_k, sampled),
+                _pointwise(self.proj_v, sampled),
+            )
         )
         return q, k, v, positions, references
 
@@ -213,6 +216,11 @@ class DeformableAttention(nn.Module):
     def _steps(self, side: int) -> int:
         """Into how many steps a side of that many points is divided from -1 to 1."""
         return max(side - 1, 1) if self.plus_plus else side
+
+
+def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution of a channel-last map (..., C)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def _without_autocast(device_type: str):

@@ -17,9 +17,9 @@ constexpr int64_t QUERY_TILE = 32, KEY_TILE = 256;
 // What one task works in; d is the depth of a head and `width` d with padding that is zero.
 template <class A>
 struct Workspace {
-  int64_t d, width;
+  int64_t d, width, row;  // row: from one query's scores to the next one's
   Buffer<A> q, grad, out;  // (QUERY_TILE, width)
-  Buffer<A> scores, dscores;  // (QUERY_TILE, KEY_TILE)
+  Buffer<A> scores, dscores;  // (QUERY_TILE, row)
   Buffer<A> k, v, dk, dv;  // (keys, width); only k and v hold more than one tile
   Buffer<A> kt, vt;  // tiles of (d, KEY_TILE)
   A most[QUERY_TILE], sum[QUERY_TILE];  // of a query's scores so far
@@ -28,11 +28,13 @@ struct Workspace {
   Workspace(int64_t d, int64_t keys, bool backward)
       : d(d),
         width(pad_to_lanes<A>(d)),
+        // Not a power of two, or the rows would be in each other's place in the cache.
+        row(pad_to_lanes<A>(std::min(keys, KEY_TILE)) + LANES<A>),
         q(QUERY_TILE * width),
         grad(backward ? QUERY_TILE * width : 0),
         out(backward ? 0 : QUERY_TILE * width),
-        scores(QUERY_TILE * KEY_TILE),
-        dscores(backward ? QUERY_TILE * KEY_TILE : 0),
+        scores(QUERY_TILE * row),
+        dscores(backward ? QUERY_TILE * row : 0),
         k(KEY_TILE * width),
         v((backward ? KEY_TILE : keys) * width),
         dk(backward ? KEY_TILE * width : 0),
@@ -102,15 +104,15 @@ inline void carry_on_softmax(A* scores, int64_t keys, A* out, int64_t width, A& 
 
 // Attention of `queries` queries to keys that read_keys has read.
 //
-// read_query(i, row): the query, scaled. add_bias(first query, queries, first key, keys, scores): adds to
-// (queries, KEY_TILE). write(i, row, 1 / sum, log-sum-exp): the row times the third is the result.
-template <class A, class ReadQuery, class AddBias, class Write>
+// read_query(i, row): the query, scaled. write_bias(first query, queries, first key, keys, scores, row): what
+// the scores of a tile start from, `row` from one query to the next. write(i, row, 1 / sum, log-sum-exp): the row times the third is the result.
+template <class A, class ReadQuery, class WriteBias, class Write>
 void attend(
     Workspace<A>& w,
     int64_t queries,
     int64_t keys,
     const ReadQuery& read_query,
-    const AddBias& add_bias,
+    const WriteBias& write_bias,
     const Write& write) {
   for (int64_t i0 = 0; i0 < queries; i0 += QUERY_TILE) {
     const int64_t rows = std::min(QUERY_TILE, queries - i0);
@@ -122,12 +124,12 @@ void attend(
     std::fill(w.out + 0, w.out + rows * w.width, A(0));
     for (int64_t j0 = 0; j0 < keys; j0 += KEY_TILE) {
       const int64_t count = std::min(KEY_TILE, keys - j0);
-      gemm<A>(rows, pad_to_lanes<A>(count), w.d, w.q, w.width, 1, w.kt + j0 * w.d, KEY_TILE, w.scores, KEY_TILE, false);
-      add_bias(i0, rows, j0, count, w.scores + 0);
+      write_bias(i0, rows, j0, count, w.scores + 0, w.row);
+      gemm<A>(rows, pad_to_lanes<A>(count), w.d, w.q, w.width, 1, w.kt + j0 * w.d, KEY_TILE, w.scores, w.row, true);
       for (int64_t i = 0; i < rows; ++i)
         carry_on_softmax<A>(
-            w.scores + i * KEY_TILE, count, w.out + i * w.width, w.width, w.most[i], w.sum[i]);
-      gemm<A>(rows, w.width, count, w.scores, KEY_TILE, 1, w.v + j0 * w.width, w.width, w.out, w.width, true);
+            w.scores + i * w.row, count, w.out + i * w.width, w.width, w.most[i], w.sum[i]);
+      gemm<A>(rows, w.width, count, w.scores, w.row, 1, w.v + j0 * w.width, w.width, w.out, w.width, true);
     }
     for (int64_t i = 0; i < rows; ++i)
       write(i0 + i, w.out + i * w.width, 1 / w.sum[i], w.most[i] + std::log(w.sum[i]));
@@ -137,16 +139,16 @@ void attend(
 // The gradients of attend.
 //
 // read_key(j, k row, v row). read_query(i, q row, upstream gradient row, lse, delta): delta is the product
-// of result and upstream gradient. add_bias as in attend; add_bias_gradient the same with the scores'
+// of result and upstream gradient. write_bias as in attend; add_bias_gradient the same with the scores'
 // gradient. dq: (queries, width), is added to; of the scaled query. write_key(j, dk row, dv row).
-template <class A, class ReadKey, class ReadQuery, class AddBias, class AddBiasGradient, class WriteKey>
+template <class A, class ReadKey, class ReadQuery, class WriteBias, class AddBiasGradient, class WriteKey>
 void attend_backward(
     Workspace<A>& w,
     int64_t queries,
     int64_t keys,
     const ReadKey& read_key,
     const ReadQuery& read_query,
-    const AddBias& add_bias,
+    const WriteBias& write_bias,
     const AddBiasGradient& add_bias_gradient,
     A* dq,
     const WriteKey& write_key) {
@@ -161,22 +163,22 @@ void attend_backward(
       const int64_t rows = std::min(QUERY_TILE, queries - i0);
       for (int64_t i = 0; i < rows; ++i)
         read_query(i0 + i, w.q + i * w.width, w.grad + i * w.width, w.lse[i], w.delta[i]);
-      gemm<A>(rows, columns, w.d, w.q, w.width, 1, w.kt, KEY_TILE, w.scores, KEY_TILE, false);
-      add_bias(i0, rows, j0, count, w.scores + 0);
-      gemm<A>(rows, columns, w.d, w.grad, w.width, 1, w.vt, KEY_TILE, w.dscores, KEY_TILE, false);
+      write_bias(i0, rows, j0, count, w.scores + 0, w.row);
+      gemm<A>(rows, columns, w.d, w.q, w.width, 1, w.kt, KEY_TILE, w.scores, w.row, true);
+      gemm<A>(rows, columns, w.d, w.grad, w.width, 1, w.vt, KEY_TILE, w.dscores, w.row, false);
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < columns; j += LANES<A>) {
-          A* s = w.scores + i * KEY_TILE + j;
-          A* ds = w.dscores + i * KEY_TILE + j;
+          A* s = w.scores + i * w.row + j;
+          A* ds = w.dscores + i * w.row + j;
           const Vec<A> p = exp<A>(load(s) - w.lse[i]);
           store<A>(s, p);
           store<A>(ds, p * (load(ds) - w.delta[i]));
         }
       }
-      add_bias_gradient(i0, rows, j0, count, w.dscores + 0);
-      gemm<A>(count, w.width, rows, w.scores, 1, KEY_TILE, w.grad, w.width, w.dv, w.width, true);
-      gemm<A>(count, w.width, rows, w.dscores, 1, KEY_TILE, w.q, w.width, w.dk, w.width, true);
-      gemm<A>(rows, w.width, count, w.dscores, KEY_TILE, 1, w.k, w.width, dq + i0 * w.width, w.width, true);
+      add_bias_gradient(i0, rows, j0, count, w.dscores + 0, w.row);
+      gemm<A>(count, w.width, rows, w.scores, 1, w.row, w.grad, w.width, w.dv, w.width, true);
+      gemm<A>(count, w.width, rows, w.dscores, 1, w.row, w.q, w.width, w.dk, w.width, true);
+      gemm<A>(rows, w.width, count, w.dscores, w.row, 1, w.k, w.width, dq + i0 * w.width, w.width, true);
     }
     for (int64_t j = 0; j < count; ++j) write_key(j0 + j, w.dk + j * w.width, w.dv + j * w.width);
   }

@@ -61,7 +61,7 @@ class PositionBias {
     positions_ = {positions.at(b, s_.group(h)), {positions.stride[2], positions.stride[3]}};
   }
 
-  void add(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores) const {
+  void write(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores, int64_t row) const {
     read_keys(j0, keys);
     for (int64_t i = 0; i < rows; ++i) {
       locate(i0 + i, keys, 0);
@@ -69,13 +69,13 @@ class PositionBias {
         const A* cell = table_ + cell_[j];
         const A above = cell[0] + x_[j] * (cell[1] - cell[0]);
         const A below = cell[row_] + x_[j] * (cell[row_ + 1] - cell[row_]);
-        scores[i * KEY_TILE + j] += above + y_[j] * (below - above);
+        scores[i * row + j] = above + y_[j] * (below - above);
       }
     }
   }
 
   // The same, and what add_gradient needs is kept.
-  void add_and_keep(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores) const {
+  void write_and_keep(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores, int64_t row) const {
     read_keys(j0, keys);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t tile = i * KEY_TILE;
@@ -86,27 +86,33 @@ class PositionBias {
         const A above = cell[0] + x_[n] * step_above, below = cell[row_] + x_[n] * step_below;
         slope_y_[n] = below - above;
         slope_x_[n] = step_above + y_[n] * (step_below - step_above);
-        scores[n] += above + y_[n] * (below - above);
+        scores[i * row + n - tile] = above + y_[n] * (below - above);
       }
     }
   }
 
   // dpositions: (keys, 2) of the head, is added to.
-  void add_gradient(int64_t rows, int64_t j0, int64_t keys, const A* dscores, A* dpositions) const {
+  void add_gradient(
+      int64_t rows,
+      int64_t j0,
+      int64_t keys,
+      const A* dscores,
+      int64_t row,
+      A* dpositions) const {
     // A position is subtracted: half of it, and table_height - 1 cells for a displacement of 2.
     const A cells_y = -A(s_.table_height - 1) / 4, cells_x = -A(s_.table_width - 1) / 4;
     A by_y[KEY_TILE] = {}, by_x[KEY_TILE] = {};
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t tile = i * KEY_TILE;
       for (int64_t j = 0; j < keys; ++j) {
-        by_y[j] += dscores[tile + j] * slope_y_[tile + j];
-        by_x[j] += dscores[tile + j] * slope_x_[tile + j];
+        by_y[j] += dscores[i * row + j] * slope_y_[tile + j];
+        by_x[j] += dscores[i * row + j] * slope_x_[tile + j];
       }
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t n = tile + j;
         // Neighbouring keys read the same cells: with a copy each, an addition need not wait for the last.
         A* cell = gradient_ + j % COPIES * table_.size() + cell_[n];
-        const A below = dscores[n] * y_[n], above = dscores[n] - below;
+        const A ds = dscores[i * row + j], below = ds * y_[n], above = ds - below;
         cell[0] += above - above * x_[n];
         cell[1] += above * x_[n];
         cell[row_] += below - below * x_[n];
@@ -216,7 +222,7 @@ std::tuple<Tensor, Tensor> deform_attention(
             [&](int64_t i, A* row) {
               read_row(from_q.at(b, h, first + i), row, s.d, w.width, static_cast<A>(scale));
             },
-            [&](int64_t i0, auto... tile) { bias.add(first + i0, tile...); },
+            [&](int64_t i0, auto... tile) { bias.write(first + i0, tile...); },
             [&](int64_t i, const A* row, A factor, A lse) {
               write_row(row, result.at(b, h, first + i), s.d, factor);
               *sums.at(b, h, first + i) = lse;
@@ -286,9 +292,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
               delta = 0;
               for (int64_t c = 0; c < s.d; ++c) delta += grad_row[c] * static_cast<A>(o[c]);
             },
-            [&](auto... tile) { bias.add_and_keep(tile...); },
-            [&](int64_t, int64_t rows, int64_t j0, int64_t keys, const A* dscores) {
-              bias.add_gradient(rows, j0, keys, dscores, dpositions);
+            [&](auto... tile) { bias.write_and_keep(tile...); },
+            [&](int64_t, int64_t rows, int64_t j0, int64_t keys, const A* dscores, int64_t row) {
+              bias.add_gradient(rows, j0, keys, dscores, row, dpositions);
             },
             dq_rows + 0,
             [&](int64_t j, const A* dk_row, const A* dv_row) {

@@ -68,50 +68,61 @@ class Buffer {
   int64_t size_;
 };
 
-// What the exponential of a number type is made of: its bits, and where it underflows.
+// What the exponential of a number type is made of.
 template <class A>
 struct Exponent;
 template <>
 struct Exponent<float> {
   using Bits = int32_t;
-  static constexpr int MANTISSA = 23, BIAS = 127, TERMS = 7;
-  static constexpr float LOWEST = -87.0f, HIGHEST = 88.0f;
+  static constexpr int MANTISSA = 23, BIAS = 127, DEGREE = 6;
+  static constexpr float LOWEST = -87.0f;
   static constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded
   static constexpr float LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
 };
 template <>
 struct Exponent<double> {
   using Bits = int64_t;
-  static constexpr int MANTISSA = 52, BIAS = 1023, TERMS = 13;
-  static constexpr double LOWEST = -708.0, HIGHEST = 709.0;
+  static constexpr int MANTISSA = 52, BIAS = 1023, DEGREE = 12;
+  static constexpr double LOWEST = -708.0;
   static constexpr double ROUND = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double LN2_HIGH = 6.93147180369123816490e-01,
                           LN2_LOW = 1.90821492927058770002e-10;
 };
 
-// exp(x), 0 below the smallest normal number; NaN stays NaN.
+template <class A>
+constexpr A reciprocal_factorial(int n) {
+  double product = 1;
+  for (int i = 2; i <= n; ++i) product *= i;
+  return static_cast<A>(1 / product);
+}
+
+// exp(x) for an x that is not much above 0, as in a softmax; at least exp(LOWEST), the least normal
+// number or so. NaN stays NaN.
 //
 // x = n ln 2 + r with a whole n and |r| <= ln 2 / 2; exp(r) by its Taylor series.
 template <class A>
 inline Vec<A> exp(Vec<A> x) {
   using E = Exponent<A>;
   using Bits = typename E::Bits;
-  using VecBits = Vec<Bits>;
   const Vec<A> zero = {};
-  const Vec<A> highest = zero + E::HIGHEST;
-  const auto vanishes = x < E::LOWEST;
-  x = x > highest ? highest : x;
+  const Vec<A> lowest = zero + E::LOWEST;
+  x = x < lowest ? lowest : x;
   const Vec<A> shifted = x * A(1.44269504088896340736) + E::ROUND;
   const Vec<A> n = shifted - E::ROUND;
+#ifdef __FMA__
+  const Vec<A> r = x - n * A(0.69314718055994530942);  // the product is not rounded
+#else
   const Vec<A> r = (x - n * E::LN2_HIGH) - n * E::LN2_LOW;
-  Vec<A> sum = zero + A(1);
-  for (int i = E::TERMS; i >= 1; --i) sum = A(1) + sum * r * (A(1) / A(i));
-  VecBits power;
+#endif
+  Vec<A> sum = zero + reciprocal_factorial<A>(E::DEGREE);
+#pragma GCC unroll 16
+  for (int i = E::DEGREE - 1; i >= 0; --i) sum = sum * r + reciprocal_factorial<A>(i);
+  Vec<Bits> power;
   std::memcpy(&power, &shifted, sizeof(power));  // n is in the lowest bits
   power = (power + Bits(E::BIAS)) << E::MANTISSA;
   Vec<A> scale;
   std::memcpy(&scale, &power, sizeof(scale));
-  return vanishes ? zero : sum * scale;
+  return sum * scale;
 }
 
 template <class A>

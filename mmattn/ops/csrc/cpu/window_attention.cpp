@@ -83,12 +83,20 @@ struct Inputs {
     read_row(t.inside ? v.at(image, t.y, t.x, h) : pad_v.at(h), to_v, s.d, padded);
   }
 
-  void add_bias(int64_t h, const Window& w, int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores) const {
+  void write_bias(
+      int64_t h,
+      const Window& w,
+      int64_t i0,
+      int64_t rows,
+      int64_t j0,
+      int64_t keys,
+      A* scores,
+      int64_t row) const {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t n = w.queries[i0 + i];
       const A* from = bias.at(h, n, j0);
-      A* to = scores + i * KEY_TILE;
-      for (int64_t j = 0; j < keys; ++j) to[j] += from[j];
+      A* to = scores + i * row;
+      std::copy(from, from + keys, to);
       if (!w.mixed) continue;
       for (int64_t j = 0; j < keys; ++j)
         if (w.tokens[j0 + j].region != w.tokens[n].region) to[j] += SHIFT_MASK;
@@ -154,7 +162,7 @@ std::tuple<Tensor, Tensor> window_attention(
               [&](int64_t n, A* to) {
                 read_row(in.query(image, h, window, window.queries[n]), to, s.d, w.width, scale);
               },
-              [&](auto... tile) { in.add_bias(h, window, tile...); },
+              [&](auto... tile) { in.write_bias(h, window, tile...); },
               [&](int64_t n, const A* row, A factor, A lse) {
                 const Token& t = window.tokens[window.queries[n]];
                 write_row(row, result.at(image, t.y, t.x, h), s.d, factor);
@@ -239,11 +247,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
                 delta = 0;
                 for (int64_t c = 0; c < s.d; ++c) delta += grad_row[c] * static_cast<A>(o[c]);
               },
-              [&](auto... tile) { in.add_bias(h, window, tile...); },
-              [&](int64_t i0, int64_t rows, int64_t j0, int64_t keys, const A* dscores) {
+              [&](auto... tile) { in.write_bias(h, window, tile...); },
+              [&](int64_t i0, int64_t rows, int64_t j0, int64_t keys, const A* dscores, int64_t row) {
                 for (int64_t n = 0; n < rows; ++n) {
                   A* to = bias_sum + window.queries[i0 + n] * s.tokens + j0;
-                  for (int64_t j = 0; j < keys; ++j) to[j] += dscores[n * KEY_TILE + j];
+                  for (int64_t j = 0; j < keys; ++j) to[j] += dscores[n * row + j];
                 }
               },
               dq_rows + 0,
