@@ -62,6 +62,11 @@ PROBES = {
     'mmseg': 'import mmattn, mmseg.apis; print(mmseg.__version__)',
     'mmpretrain': 'import mmattn, mmpretrain.apis, mmpretrain.models; print(mmpretrain.__version__)',
     'mmattn': 'import mmattn; print(mmattn.__file__)',
+    # What is wrong with the compiled operators of each device; empty where nothing is.
+    'mmattn.ops': (
+        'import json; from mmattn.ops import backend_report as report;'
+        ' print(json.dumps({device: b.problem for device, b in report().backends.items()}))'
+    ),
 }
 
 
@@ -407,6 +412,27 @@ def check_mmattn(facts: Facts) -> Check:
     )
 
 
+def check_compiled(facts: Facts) -> Check:
+    """mmattn's own compiled operators; without them it works, slowly."""
+    name = 'mmattn operators'
+    operators = facts.imported('mmattn.ops')
+    if not operators.works:
+        return Check(name, 'ok', 'were not asked: mmattn does not import')
+    problems = json.loads(operators.output)
+    rebuild = f'{PIP} install --force-reinstall --no-deps --no-build-isolation '
+    rebuild += '-e .  (in the working tree)' if facts.editable else 'mmattn'
+    if problems['cpu']:
+        compiler = '' if facts.compiler else 'install a C++ compiler (g++), then '
+        found = f'the literal definitions serve, which are slower: {problems["cpu"]}'
+        return Check(name, 'warn', found, compiler + rebuild)
+    if facts.torch.get('gpus') and problems['cuda']:
+        toolkit = '' if facts.nvcc else f'install the CUDA toolkit {facts.torch_cuda}, then '
+        found = f'compiled for the CPU alone, beside a GPU: {problems["cuda"]}'
+        return Check(name, 'warn', found, toolkit + rebuild)
+    cuda = '' if problems['cuda'] else ' and CUDA'
+    return Check(name, 'ok', f'compiled for the CPU{cuda}')
+
+
 def examine(facts: Facts) -> list[Check]:
     """Every check, in the order in which problems are to be mended."""
     return [
@@ -422,6 +448,7 @@ def examine(facts: Facts) -> list[Check]:
         *(check_openmmlab(package, facts) for package in OPENMMLAB),
         check_operators(facts),
         check_mmattn(facts),
+        check_compiled(facts),
     ]
 
 

@@ -28,6 +28,7 @@ HEALTHY = Facts(
         'mmseg': Import('1.4.2'),
         'mmpretrain': Import('1.3.6'),
         'mmattn': Import('/somewhere/mmattn/__init__.py'),
+        'mmattn.ops': Import(json.dumps({'cpu': '', 'cuda': 'this torch is a CPU build'})),
     },
     distributions={
         'onedl-mmengine': '0.10.12',
@@ -191,6 +192,34 @@ def test_transformers_5_beside_mmdet():
     assert look(partly, 'transformers').state == 'warn'
     assert look(partly, 'mmseg').mend == 'python -m pip install "transformers<5"'
     assert look(facts(distributions={'transformers': '4.57.1'}), 'transformers').state == 'ok'
+
+
+@pytest.mark.parametrize(
+    'changes, cuda, found, mend',
+    [
+        (dict(), 'this torch is a CPU build', 'compiled for the CPU', ''),
+        (dict(imports={'torch': GPU_TORCH}, nvcc='13.0'), '', 'for the CPU and CUDA', ''),
+        (
+            dict(imports={'torch': GPU_TORCH}),
+            '_cuda.so was not built with the package',
+            'for the CPU alone, beside a GPU: _cuda.so was not built',
+            'install the CUDA toolkit 13.0, then python -m pip install --force-reinstall',
+        ),
+    ],
+)
+def test_compiled_operators(changes, cuda, found, mend):
+    operators = Import(json.dumps({'cpu': '', 'cuda': cuda}))
+    imports = changes.pop('imports', {}) | {'mmattn.ops': operators}
+    check = look(facts(imports, **changes), 'mmattn operators')
+    assert found in check.found
+    assert check.mend.startswith(mend) if mend else not check.mend
+
+
+def test_operators_that_were_not_compiled():
+    problem = json.dumps({'cpu': '_cpu.so was not built with the package', 'cuda': ''})
+    check = look(facts({'mmattn.ops': Import(problem)}, compiler=''), 'mmattn operators')
+    assert check.state == 'warn' and '_cpu.so was not built' in check.found
+    assert check.mend.startswith('install a C++ compiler') and '--no-build-isolation' in check.mend
 
 
 def test_torchvision_for_cuda_beside_a_cpu_torch_is_what_mmattn_mends():

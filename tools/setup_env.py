@@ -135,6 +135,7 @@ def fingerprint(venv, root=ROOT):
         PACKAGE,
         (root / 'pyproject.toml').read_text(),
         (root / 'setup.py').read_text(),
+        *(path.read_text() for path in sorted((root / 'mmattn/ops/csrc').rglob('*.*'))),
         str(root),
         str(venv),
     ):

@@ -2,5 +2,6 @@
 
 from .curves import plot_learning_curve
 from .detection import Instances, plot_predictions
+from .speedups import plot_speedups
 
-__all__ = ['Instances', 'plot_learning_curve', 'plot_predictions']
+__all__ = ['Instances', 'plot_learning_curve', 'plot_predictions', 'plot_speedups']

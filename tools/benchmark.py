@@ -1,0 +1,374 @@
+"""Times the operators against their literal definitions, with peak memory and the hardware's floor.
+
+    python tools/benchmark.py ops [--device cpu|cuda] [--dtype float32] [--only PATTERN]
+
+Prints a table and leaves it as ops_DEVICE.json with a chart, ops_DEVICE.png, in work_dirs/benchmark.
+A step is forward and backward. The floor is the time that the machine's own best matrix product and
+copy, measured first, would take for the operator's multiply-adds and for reading its inputs and writing
+its outputs once; in a step, for 3.5 times the products and twice the bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn import ops
+from mmattn.ops import backend_report
+from mmattn.visualization import plot_speedups
+
+SECONDS = 1.0  # of measuring, at least, for each figure
+MiB = 2**20
+
+
+@dataclass
+class Case:
+    """An operator at one of the sizes that models call it with.
+
+    Attributes:
+        name: operator, where it stands, and what decides its cost.
+        compiled: the public function.
+        literal: its literal definition.
+        inputs: by name; floating-point tensors require gradients.
+    """
+
+    name: str
+    compiled: Callable
+    literal: Callable
+    inputs: dict
+
+
+@dataclass
+class Row:
+    """What was measured of a case; times in ms, memory in MiB above the inputs."""
+
+    name: str
+    literal_forward: float
+    compiled_forward: float
+    floor_forward: float
+    literal_step: float
+    compiled_step: float
+    floor_step: float
+    literal_memory: float
+    compiled_memory: float
+
+
+# ---------------------------------------------------------------------------------------- cases
+
+
+class Maker:
+    """Draws inputs on a device."""
+
+    def __init__(self, device: str, dtype: torch.dtype):
+        self.device, self.dtype = device, dtype
+        self.where = torch.promote_types(dtype, torch.float32)
+        torch.manual_seed(0)
+
+    def draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype).requires_grad_()
+
+    def grid(self, height: int, width: int) -> Tensor:
+        axes = [(torch.arange(n, device=self.device) + 0.5) / n * 2 - 1 for n in (height, width)]
+        return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1).to(self.where)
+
+    def positions(self, batch: int, groups: int, height: int, width: int) -> Tensor:
+        """The centres of a grid's cells, moved by a step or so."""
+        grid = self.grid(height, width)
+        steps = torch.tensor([2 / height, 2 / width], device=self.device)
+        offsets = torch.randn(batch, groups, *grid.shape, device=self.device) * steps
+        return (grid + offsets).to(self.where).requires_grad_()
+
+
+def window(make: Maker, where: str, batch: int, size, heads: int, side: int, shared: bool) -> Case:
+    height, width = size
+    projected = make.draw(batch, height, width, 3, heads, 32)
+    q, k, v = projected.unbind(3)
+    if shared:
+        q = make.draw(batch, side, side, heads, 32)
+    return Case(
+        f'window_attention{", shared query" if shared else ""}: {where}, window {side}',
+        ops.window_attention,
+        ops.window_attention_reference,
+        dict(
+            q=q,
+            k=k,
+            v=v,
+            bias=make.draw(heads, side**2, side**2, dtype=make.where),
+            window_size=side,
+            pad_k=make.draw(heads, 32),
+            pad_v=make.draw(heads, 32),
+        ),
+    )
+
+
+def deform(make: Maker, where: str, batch, heads, groups, queries, keys, table) -> Case:
+    q = make.draw(batch, math.prod(queries), heads, 32)
+    k, v = (make.draw(batch, math.prod(keys), heads, 32) for _ in range(2))
+    return Case(
+        f'deform_attention: {where}',
+        ops.deform_attention,
+        ops.deform_attention_reference,
+        dict(
+            q=q.transpose(1, 2),
+            k=k.transpose(1, 2),
+            v=v.transpose(1, 2),
+            table=make.draw(heads, table, table, dtype=make.where),
+            query_grid=make.grid(*queries),
+            key_positions=make.positions(batch, groups, *keys),
+            scale=32**-0.5,
+        ),
+    )
+
+
+def sample(make: Maker, where: str, batch, channels, groups, size, points) -> Case:
+    return Case(
+        f'deform_sample: {where}',
+        ops.deform_sample,
+        ops.deform_sample_reference,
+        dict(
+            x=make.draw(batch, *size, channels).permute(0, 3, 1, 2),
+            positions=make.positions(batch, groups, *points),
+        ),
+    )
+
+
+def neighborhood(make: Maker, where: str, batch, heads, size) -> Case:
+    q, k, v = make.draw(batch, *size, 3, heads, 32).unbind(3)
+    return Case(
+        f'neighborhood_attention: {where}, kernel 7',
+        ops.neighborhood_attention,
+        ops.neighborhood_attention_reference,
+        dict(
+            q=q,
+            k=k,
+            v=v,
+            rpb=make.draw(heads, 13, 13, dtype=make.where),
+            kernel_size=7,
+            scale=32**-0.5,
+        ),
+    )
+
+
+def quadtree(make: Maker, where: str, batch, heads, d, queries, keys, kept, topk) -> Case:
+    """A level of `queries` tokens whose parents have kept `kept` of the keys' parents."""
+    parents = torch.rand(batch, queries // 4, keys // 4, heads, device=make.device)
+    parents = parents.topk(kept, dim=2).indices if keys < 4000 else None
+    if (
+        parents is None
+    ):  # too many to sort: neighbouring parents, as attention to a photograph has them
+        first = torch.randint(keys // 4 - kept, (batch, queries // 4, 1, heads), device=make.device)
+        parents = first + torch.arange(kept, device=make.device)[:, None]
+    return Case(
+        f'quadtree_level: {where}, K {kept}',
+        ops.quadtree_level,
+        ops.quadtree_level_reference,
+        dict(
+            queries=make.draw(batch, heads, queries, d).transpose(1, 2).unflatten(1, (-1, 4)),
+            keys=make.draw(batch, heads, keys, d).transpose(1, 2),
+            values=make.draw(batch, heads, keys, d).transpose(1, 2),
+            parents=parents,
+            topk=topk,
+        ),
+    )
+
+
+def cases(make: Maker):
+    """The operators at the sizes of detection (800 x 1344) and of classification (224 x 224)."""
+    det, cls = (2, 64) if make.device == 'cuda' else (1, 4)
+    for shared in (False, True):
+        yield lambda s=shared: window(make, 'GC ViT-T det, stage 1', det, (200, 336), 2, 24, s)
+        yield lambda s=shared: window(make, 'GC ViT-T det, stage 3', det, (50, 84), 8, 24, s)
+        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 1', cls, (56, 56), 2, 7, s)
+        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 3', cls, (14, 14), 8, 14, s)
+        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 4', cls, (7, 7), 16, 7, s)
+    yield lambda: deform(make, 'DAT-T det, stage 3', det, 12, 3, (50, 84), (50, 84), 27)
+    yield lambda: deform(make, 'DAT-T det, stage 4', det, 24, 6, (25, 42), (25, 42), 13)
+    yield lambda: deform(make, 'DAT++-T det, stage 1', det, 2, 1, (200, 336), (25, 42), 111)
+    yield lambda: deform(make, 'DAT-T 224, stage 3', cls, 12, 3, (14, 14), (14, 14), 27)
+    yield lambda: deform(make, 'DAT-T 224, stage 4', cls, 24, 6, (7, 7), (7, 7), 13)
+    yield lambda: sample(make, 'DAT-T det, stage 3', det, 384, 3, (50, 84), (50, 84))
+    yield lambda: sample(make, 'DAT++-T det, stage 1', det, 64, 1, (200, 336), (25, 42))
+    yield lambda: neighborhood(make, 'DAT++-T det, stage 1', det, 2, (200, 336))
+    yield lambda: neighborhood(make, 'DAT++-T 224, stage 1', cls, 2, (56, 56))
+    tokens = 200 * 336
+    yield lambda: quadtree(make, 'B2 det, stage 1, level 0', det, 1, 64, tokens, tokens, 32, None)
+    yield lambda: quadtree(
+        make, 'B2 det, stage 1, level 1', det, 1, 64, tokens // 4, tokens // 4, 32, 32
+    )
+    yield lambda: quadtree(make, 'B2 224, stage 1, level 0', cls, 1, 64, 56 * 56, 56 * 56, 8, None)
+    yield lambda: quadtree(make, 'LoFTR coarse, level 0', 2, 8, 32, 64 * 80, 64 * 80, 16, None)
+    yield lambda: quadtree(make, 'LoFTR coarse, level 1', 2, 8, 32, 32 * 40, 32 * 40, 16, 16)
+
+
+# ------------------------------------------------------------------------------------ measuring
+
+
+def seconds(function: Callable[[], object], device: str) -> float:
+    """Median time of a call."""
+    function()  # compiles, allocates
+    timer = Timer('f()', globals=dict(f=function), num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=SECONDS).median
+
+
+def peak_memory(function: Callable[[], object], device: str) -> float:
+    """MiB that a call takes beyond what was there before."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / MiB
+    before = memory_status('VmRSS')
+    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+    function()
+    return (memory_status('VmHWM') - before) / 1024
+
+
+def memory_status(key: str) -> int:
+    """kB, of this process."""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise RuntimeError(f'/proc/self/status has no {key}: memory is measured on Linux only')
+
+
+def hardware(device: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Multiply-adds and bytes a second of this machine's best matrix product and copy."""
+    n = 8192 if device == 'cuda' else 1536
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    x = torch.empty(2**28 if device == 'cuda' else 2**25, device=device)
+    y = torch.empty_like(x)
+    product, copy = seconds(lambda: a @ b, device), seconds(lambda: y.copy_(x), device)
+    return n**3 / product, 2 * x.numel() * x.element_size() / copy
+
+
+def measure(case: Case, device: str, machine: tuple[float, float]) -> Row:
+    leaves = [
+        t
+        for t in case.inputs.values()
+        if isinstance(t, Tensor) and (t.requires_grad or t.grad_fn is not None)
+    ]
+
+    def forward(function):
+        with torch.no_grad():
+            return function(**case.inputs)
+
+    def step(function):
+        out = first(function(**case.inputs))
+        return torch.autograd.grad(out, leaves, torch.ones_like(out), materialize_grads=True)
+
+    with FlopCounterMode(display=False) as counter:
+        out = first(forward(case.literal))
+    products = counter.get_total_flops() / 2
+    moved = sum(
+        t.numel() * t.element_size() for t in [*case.inputs.values(), out] if isinstance(t, Tensor)
+    )
+    row = {}
+    for name, function in (('literal', case.literal), ('compiled', case.compiled)):
+        row[f'{name}_forward'] = seconds(lambda f=function: forward(f), device) * 1e3
+        row[f'{name}_step'] = seconds(lambda f=function: step(f), device) * 1e3
+        row[f'{name}_memory'] = peak_memory(lambda f=function: step(f), device)
+    rate, bandwidth = machine
+    return Row(
+        case.name,
+        floor_forward=max(products / rate, moved / bandwidth) * 1e3,
+        floor_step=max(3.5 * products / rate, 2 * moved / bandwidth) * 1e3,
+        **row,
+    )
+
+
+def first(outputs):
+    return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+# -------------------------------------------------------------------------------------- output
+
+HEADER = (
+    '| operator | forward: literal | compiled | ratio | floor | step: literal | compiled | ratio '
+    '| floor | memory: literal | compiled |\n|---|' + '---|' * 10
+)
+
+
+def line(row: Row) -> str:
+    return (
+        f'| {row.name} | {row.literal_forward:.3g} | {row.compiled_forward:.3g} '
+        f'| {row.literal_forward / row.compiled_forward:.1f}x | {row.floor_forward:.2g} '
+        f'| {row.literal_step:.3g} | {row.compiled_step:.3g} '
+        f'| {row.literal_step / row.compiled_step:.1f}x | {row.floor_step:.2g} '
+        f'| {row.literal_memory:.0f} | {row.compiled_memory:.0f} |'
+    )
+
+
+def processor() -> str:
+    for entry in Path('/proc/cpuinfo').read_text().splitlines():
+        if entry.startswith('model name'):
+            return entry.split(':', 1)[1].strip()
+    return platform.processor()
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('ops', help='the operators, one by one')
+    command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='[cpu]')
+    command.add_argument(
+        '--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32', help='[float32]'
+    )
+    command.add_argument('--only', default='*', metavar='PATTERN', help='cases, as in file names')
+    command.add_argument('--threads', type=int, help="of the CPU [torch's]")
+    command.add_argument(
+        '--json', type=Path, help='where the figures go [work_dirs/benchmark/ops_DEVICE.json]'
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    target = args.json or Path(f'work_dirs/benchmark/ops_{args.device}.json')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = torch.cuda.get_device_name() if args.device == 'cuda' else processor()
+    threads = f', {torch.get_num_threads()} threads' if args.device == 'cpu' else ''
+    machine = hardware(args.device, dtype)
+    about = (
+        f'{name}{threads}, {args.dtype}, torch {torch.__version__}; matrix product '
+        f'{machine[0] * 2e-9:.0f} GFLOP/s, copy {machine[1] * 1e-9:.0f} GB/s'
+    )
+    print(
+        f'{about}\n{backend_report()}\ntimes in ms, memory of a step in MiB\n\n{HEADER}', flush=True
+    )
+    rows = []
+    for make_case in cases(Maker(args.device, dtype)):
+        case = make_case()
+        if fnmatch.fnmatch(case.name, args.only):
+            rows.append(measure(case, args.device, machine))
+            print(line(rows[-1]), flush=True)
+    if not rows:
+        raise SystemExit(f'no case is called {args.only!r}')
+    target.write_text(json.dumps(dict(machine=about, rows=[asdict(row) for row in rows]), indent=1))
+    chart = target.with_suffix('.png')
+    speedups = {
+        'forward': [row.literal_forward / row.compiled_forward for row in rows],
+        'step': [row.literal_step / row.compiled_step for row in rows],
+        'memory of a step': [row.literal_memory / max(row.compiled_memory, 1) for row in rows],
+    }
+    plot_speedups([row.name for row in rows], speedups, about).savefig(chart)
+    geometric = statistics.geometric_mean(speedups['step'])
+    print(f'\nsteps are {geometric:.1f} times faster (geometric mean); {target}, {chart}')
+
+
+if __name__ == '__main__':
+    main()
