@@ -5,6 +5,7 @@ one for CUDA where nvcc is found. They are no Python modules and use nothing of 
 build serves every Python >= 3.10 and torch >= 2.10. Where a compiler is missing or fails, the package
 installs without them and says so at first use.
 
+    CXX, CXXFLAGS                   the C++ compiler, and flags that come last, for compiling and linking
     MMATTN_CUDA=0                   leaves the CUDA library out, =1 makes its failure an error
     MMATTN_CUDA_ARCHS=80,90,100     compute capabilities to compile for; PTX is added for the last one
 
@@ -74,6 +75,7 @@ class BuildOperators(build_ext):
 
     def build_cpu(self, extension):
         compiler = os.environ.get('CXX', 'c++')
+        extra = os.environ.get('CXXFLAGS', '').split()
         jobs, objects = [], []
         for isa, flags in INSTRUCTION_SETS.items():
             for source in extension.sources:
@@ -81,10 +83,10 @@ class BuildOperators(build_ext):
                     continue
                 define = [] if source.endswith('library.cpp') else [f'-DMMATTN_ISA={isa}']
                 objects.append(self.object_of(source, isa))
-                command = [compiler, *CPU_FLAGS, *flags, *define, *include_torch()]
+                command = [compiler, *CPU_FLAGS, *flags, *define, *include_torch(), *extra]
                 jobs.append([*command, '-c', source, '-o', objects[-1]])
         self.compile(jobs)
-        self.link([compiler, '-shared', *objects], extension)
+        self.link([compiler, '-shared', *extra, *objects], extension)
 
     def build_cuda(self, extension):
         nvcc = find_nvcc()
