@@ -11,72 +11,44 @@
 //
 // The last two make the probabilities again from the saved log-sum-exp. Nothing is added atomically.
 #include "../neighborhood.h"
-#include "launch.h"
+#include "depth.h"
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
 #include <limits>
 
 namespace mmattn {
 namespace {
 
 constexpr int THREADS = 128;
-constexpr int CHANNELS = 32;  // of a thread
-constexpr int LARGEST_DEPTH = 128, LARGEST_KERNEL = 21;
+constexpr int LARGEST_KERNEL = 21;
 constexpr int64_t STAGE_BYTES = 40 * 1024;  // of shared memory for rows, where one row is not more
 
-// What memory is read and written in: neighbouring channels, 16 bytes of the accumulating type.
-template <class A>
-constexpr int PACK = 16 / sizeof(A);
-
-template <class T, int N>
-struct alignas(N * sizeof(T)) Pack {
-  T value[N];
-};
-
 struct Shape {
-  int64_t batch, height, width, heads, d;
+  int64_t batch, height, width, heads;
+  Depth depth;
   int kernel, offsets;
-  int parts, columns, rows;  // lanes of a token; tokens of a tile
+  int columns, rows;  // tokens of a tile
   int64_t tiles_y, tiles_x;
-  int channels;  // d padded to parts * CHANNELS
   int stride;  // of tokens in shared memory, so that a quarter of a warp reads from all banks
-  bool packed;  // whether the maps can be read in packs
 
   Shape(const Tensor& q, int64_t kernel_size, std::initializer_list<const Tensor*> maps)
       : batch(q.size(0)),
         height(q.size(1)),
         width(q.size(2)),
         heads(q.size(3)),
-        d(q.size(4)),
+        depth(q.size(4), "neighborhood_attention", maps),
         kernel(static_cast<int>(kernel_size)),
         offsets(2 * kernel - 1) {
-    STD_TORCH_CHECK(
-        d <= LARGEST_DEPTH,
-        "neighborhood_attention on CUDA takes d up to ", LARGEST_DEPTH, ", got ", d,
-        "; MMATTN_OPS=reference has no limit");
     STD_TORCH_CHECK(
         kernel_size <= LARGEST_KERNEL,
         "neighborhood_attention on CUDA takes kernel_size up to ", LARGEST_KERNEL, ", got ", kernel_size,
         "; MMATTN_OPS=reference has no limit");
-    for (parts = 1; parts * CHANNELS < d;) parts *= 2;
-    for (columns = 8; columns < width && columns * parts < WARP;) columns *= 2;
-    rows = THREADS / parts / columns;
+    for (columns = 8; columns < width && columns * depth.parts < WARP;) columns *= 2;
+    rows = THREADS / depth.parts / columns;
     tiles_y = ceil_div(height, rows);
     tiles_x = ceil_div(width, columns);
-    channels = parts * CHANNELS;
-    stride = channels + 4 * parts;
-    packed = true;
-    for (const Tensor* map : maps) packed = packed && can_be_packed(*map);
-  }
-
-  static bool can_be_packed(const Tensor& map) {
-    constexpr int MOST = PACK<float>;
-    bool packed = map.stride(4) == 1 && map.size(4) % MOST == 0 &&
-        reinterpret_cast<uintptr_t>(map.data_ptr()) % (MOST * map.element_size()) == 0;
-    for (int n = 0; n < 4; ++n) packed = packed && map.stride(n) % MOST == 0;
-    return packed;
+    stride = depth.channels + 4 * depth.parts;
   }
 
   int64_t blocks() const { return batch * heads * tiles_y * tiles_x; }
@@ -95,8 +67,8 @@ struct Place {
     b = blockIdx.x / tiles / s.heads;
     y0 = tile / s.tiles_x * s.rows;
     x0 = tile % s.tiles_x * s.columns;
-    const int token = threadIdx.x / s.parts;
-    part = threadIdx.x % s.parts;
+    const int token = threadIdx.x / s.depth.parts;
+    part = threadIdx.x % s.depth.parts;
     y = y0 + token / s.columns;
     x = x0 + token % s.columns;
     inside = y < s.height && x < s.width;
@@ -137,42 +109,10 @@ __device__ inline Region seeing(const Place& at, const Shape& s) {
 // The most columns of either region.
 int64_t region_columns(const Shape& s) { return std::min<int64_t>(s.width, s.columns + 2 * (s.kernel - 1)); }
 
-// A thread's channels lie in packs that it takes in turn with the other lanes of its token.
-template <class A>
-__device__ inline int channel_of(int pack, int part, const Shape& s) {
-  return (pack * s.parts + part) * PACK<A>;
-}
-
-// The pack that begins at channel c of a token; zero beyond d.
-template <class A, class T>
-__device__ inline Pack<A, PACK<A>> read_pack(const T* token, int64_t stride, int c, A scale, const Shape& s) {
-  constexpr int N = PACK<A>;
-  Pack<A, N> result = {};
-  if (s.packed && c < s.d) {
-    const auto read = *reinterpret_cast<const Pack<T, N>*>(token + c);
-#pragma unroll
-    for (int i = 0; i < N; ++i) result.value[i] = scale * static_cast<A>(read.value[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      if (c + i < s.d) result.value[i] = scale * static_cast<A>(token[(c + i) * stride]);
-  }
-  return result;
-}
-
-// The thread's channels of its token; zero where it has none.
 template <class T, class A>
 __device__ void read_token(const View<const T, 5>& map, const Place& at, A scale, A* to, const Shape& s) {
-#pragma unroll
-  for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    Pack<A, PACK<A>> pack = {};
-    if (at.inside) {
-      const T* token = map.at(at.b, at.y, at.x, at.head);
-      pack = read_pack<A>(token, map.stride[4], channel_of<A>(n, at.part, s), scale, s);
-    }
-#pragma unroll
-    for (int i = 0; i < PACK<A>; ++i) to[n * PACK<A> + i] = pack.value[i];
-  }
+  const T* token = map.at(at.b, at.y, at.x, at.head);
+  read_token<T, A>(token, map.stride[4], at.part, scale, to, s.depth, at.inside);
 }
 
 template <class T, class A>
@@ -181,16 +121,16 @@ __device__ void write_token(const View<T, 5>& map, const Place& at, A scale, con
   T* token = map.at(at.b, at.y, at.x, at.head);
 #pragma unroll
   for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    const int c = channel_of<A>(n, at.part, s);
+    const int c = channel_of<A>(n, at.part, s.depth);
     Pack<T, PACK<A>> pack;
 #pragma unroll
     for (int i = 0; i < PACK<A>; ++i) pack.value[i] = static_cast<T>(scale * from[n * PACK<A> + i]);
-    if (s.packed) {
-      if (c < s.d) *reinterpret_cast<Pack<T, PACK<A>>*>(token + c) = pack;
+    if (s.depth.packed) {
+      if (c < s.depth.d) *reinterpret_cast<Pack<T, PACK<A>>*>(token + c) = pack;
     } else {
 #pragma unroll
       for (int i = 0; i < PACK<A>; ++i)
-        if (c + i < s.d) token[c + i] = pack.value[i];
+        if (c + i < s.depth.d) token[c + i] = pack.value[i];
     }
   }
 }
@@ -200,13 +140,13 @@ template <class T, class A>
 __device__ void stage(
     const View<const T, 5>& map, const Place& at, const Region& region, int64_t y, int rows, A scale, A* to,
     const Shape& s) {
-  const int columns = region.columns(), packs = s.channels / PACK<A>;
+  const int columns = region.columns(), packs = s.depth.channels / PACK<A>;
   const int c = threadIdx.x % packs * PACK<A>;
   for (int row = 0; row < rows; ++row) {
     const T* first = map.at(at.b, y + row, region.left, at.head);
     for (int x = threadIdx.x / packs; x < columns; x += THREADS / packs) {
       *reinterpret_cast<Pack<A, PACK<A>>*>(to + (row * columns + x) * s.stride + c) =
-          read_pack<A>(first + x * map.stride[2], map.stride[4], c, scale, s);
+          read_pack<A>(first + x * map.stride[2], map.stride[4], c, scale, s.depth);
     }
   }
 }
@@ -221,29 +161,12 @@ __device__ void stage(
   }
 }
 
-// The product of the token that the thread shares with one in shared memory, in all lanes of the token.
-template <class A>
-__device__ inline A product(const A* mine, const A* token, int part, const Shape& s) {
-  A sums[PACK<A>] = {};  // several, as one would wait for each of its additions
-#pragma unroll
-  for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    const auto other = *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, s));
-#pragma unroll
-    for (int i = 0; i < PACK<A>; ++i) sums[i] += mine[n * PACK<A> + i] * other.value[i];
-  }
-  A sum = 0;
-#pragma unroll
-  for (int i = 0; i < PACK<A>; ++i) sum += sums[i];
-  for (int lane = 1; lane < s.parts; lane *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lane);
-  return sum;
-}
-
 // mine += weight * token
 template <class A>
-__device__ inline void add(A* mine, A weight, const A* token, int part, const Shape& s) {
+__device__ inline void add(A* mine, A weight, const A* token, int part, const Depth& depth) {
 #pragma unroll
   for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    const auto other = *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, s));
+    const auto other = *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, depth));
 #pragma unroll
     for (int i = 0; i < PACK<A>; ++i) mine[n * PACK<A> + i] += weight * other.value[i];
   }
@@ -289,7 +212,7 @@ __global__ void __launch_bounds__(THREADS) attend(
           : nullptr;
       A most_of_row = -std::numeric_limits<A>::infinity();
       for (int j = 0; j < s.kernel; ++j) {
-        const A dot = product(query, keys + (first + j) * s.stride, at.part, s);
+        const A dot = product(query, keys + (first + j) * s.stride, at.part, s.depth);
         if (!sees) continue;
         const A score = dot + bias[j * rpb.stride[2]];
         scores[j * THREADS] = score;
@@ -305,7 +228,7 @@ __global__ void __launch_bounds__(THREADS) attend(
       for (int j = 0; j < s.kernel; ++j) {
         const A p = std::exp(scores[j * THREADS] - most);
         total += p;
-        add(sum, p, values + (first + j) * s.stride, at.part, s);
+        add(sum, p, values + (first + j) * s.stride, at.part, s.depth);
       }
     }
   }
@@ -338,7 +261,7 @@ __global__ void __launch_bounds__(THREADS) differentiate(
   // The bias's gradient by each warp.
   A* tables = values + stage_rows * columns * s.stride;
   A* mine = tables + threadIdx.x / WARP * table;
-  const int segment = s.columns * s.parts;
+  const int segment = s.columns * s.depth.parts;
   for (int i = threadIdx.x; i < THREADS / WARP * table; i += THREADS) tables[i] = 0;
 
   const int64_t top = window_start(at.y, s.height, s.kernel);
@@ -349,7 +272,7 @@ __global__ void __launch_bounds__(THREADS) differentiate(
   A mean = 0;
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) mean += up[i] * query[i];
-  for (int lane = 1; lane < s.parts; lane *= 2) mean += __shfl_xor_sync(0xffffffffu, mean, lane);
+  for (int lane = 1; lane < s.depth.parts; lane *= 2) mean += __shfl_xor_sync(0xffffffffu, mean, lane);
   read_token(q, at, scale, query, s);
   const A log_sum = at.inside ? *lse.at(at.b, at.y, at.x, at.head) : A(0);
   if (at.inside && at.part == 0) *delta.at(at.b, at.y, at.x, at.head) = mean;
@@ -369,13 +292,13 @@ __global__ void __launch_bounds__(THREADS) differentiate(
         const bool sees = sees_row && x >= left && x < left + s.kernel;
         if (__ballot_sync(0xffffffffu, sees) == 0) continue;
         const int token = row * columns + (sees ? static_cast<int>(x - region.left) : 0);
-        const A dot = product(query, keys + token * s.stride, at.part, s);
-        const A dp = product(up, values + token * s.stride, at.part, s);
+        const A dot = product(query, keys + token * s.stride, at.part, s.depth);
+        const A dp = product(up, values + token * s.stride, at.part, s.depth);
         A ds = 0;
         if (sees) {
           const A bias = *rpb.at(at.head, y + row - at.y + s.kernel - 1, offset + s.kernel - 1);
           ds = std::exp(dot + bias - log_sum) * (dp - mean);
-          add(sum, ds, keys + token * s.stride, at.part, s);
+          add(sum, ds, keys + token * s.stride, at.part, s.depth);
         }
         // All lanes of a token have ds; one of them counts.
         A of_segment = at.part == 0 ? ds : A(0);
@@ -443,13 +366,13 @@ __global__ void __launch_bounds__(THREADS) collect(
         const bool seen = seen_by_row && x <= right;
         if (__ballot_sync(0xffffffffu, seen) == 0) break;
         const int token = row * columns + (seen ? static_cast<int>(x - region.left) : 0);
-        const A dot = product(key, queries + token * s.stride, at.part, s);
-        const A dp = product(value, ups + token * s.stride, at.part, s);
+        const A dot = product(key, queries + token * s.stride, at.part, s.depth);
+        const A dp = product(value, ups + token * s.stride, at.part, s.depth);
         if (!seen) continue;
         const A bias = *rpb.at(at.head, at.y - y - row + s.kernel - 1, at.x - x + s.kernel - 1);
         const A p = std::exp(dot + bias - log_sums[token]);
-        add(sum_k, p * (dp - means[token]), queries + token * s.stride, at.part, s);  // q is scaled
-        add(sum_v, p, ups + token * s.stride, at.part, s);
+        add(sum_k, p * (dp - means[token]), queries + token * s.stride, at.part, s.depth);  // q is scaled
+        add(sum_v, p, ups + token * s.stride, at.part, s.depth);
       }
     }
   }
@@ -468,7 +391,7 @@ std::tuple<Tensor, Tensor> neighborhood_attention(
     int64_t kernel_size,
     double scale) {
   const Shape s(q, kernel_size, {&q, &k, &v});
-  Tensor out = empty({s.batch, s.height, s.width, s.heads, s.d}, q, q.scalar_type());
+  Tensor out = empty({s.batch, s.height, s.width, s.heads, s.depth.d}, q, q.scalar_type());
   Tensor lse = empty({s.batch, s.height, s.width, s.heads}, q, accumulate_dtype(q.scalar_type()));
   if (out.numel() == 0) return {out, lse};
   dispatch(q.scalar_type(), [&](auto type) {
@@ -507,7 +430,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_attention_backward(
     const Tensor& lse) {
   const Shape s(q, kernel_size, {&grad, &q, &k, &v, &out});
   const ScalarType dtype = q.scalar_type(), accumulate = accumulate_dtype(dtype);
-  const std::vector<int64_t> size = {s.batch, s.height, s.width, s.heads, s.d};
+  const std::vector<int64_t> size = {s.batch, s.height, s.width, s.heads, s.depth.d};
   Tensor dq = empty(size, q, dtype), dk = empty(size, q, dtype), dv = empty(size, q, dtype);
   Tensor delta = empty({s.batch, s.height, s.width, s.heads}, q, accumulate);
   Tensor shares =
