@@ -85,6 +85,8 @@ def _check(q, k, v, rpb, kernel_size):
         raise ValueError(f'q, k and v must all be (B, H, W, heads, d), got {shapes}')
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
+    if q.shape[4] < 1:
+        raise ValueError(f'heads must have at least one channel, got {tuple(q.shape)}')
     if min(q.shape[1:3]) < kernel_size:
         raise ValueError(
             f'a map of {q.shape[1]} x {q.shape[2]} is smaller than kernel_size {kernel_size}; pad it'

@@ -4,6 +4,7 @@ import cuda_on_host
 import pytest
 import torch
 from comparison import EPS, Draw, assert_agree, exact, results
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.ops import neighborhood_attention, neighborhood_attention_reference
 
@@ -122,3 +123,43 @@ def test_gradcheck():
     rpb = torch.randn(2, 5, 5, dtype=torch.float64)
     tensors = [t.detach().requires_grad_() for t in (q, k, v, rpb)]
     assert torch.autograd.gradcheck(lambda *t: neighborhood_attention(*t, 3, 0.5), tensors)
+
+
+@pytest.mark.parametrize(
+    'dtype, expected', [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)]
+)
+def test_autocast(dtype, expected):
+    q, k, v = torch.randn(1, 4, 5, 3, 2, 8, dtype=dtype).unbind(-3)
+    rpb = torch.randn(2, 5, 5)
+    inputs = dict(q=q, k=k, v=v, rpb=rpb, kernel_size=3, scale=0.4)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = neighborhood_attention(**inputs)
+    assert out.dtype == expected
+    wanted = neighborhood_attention_reference(**inputs)
+    torch.testing.assert_close(out.to(dtype), wanted, rtol=0.02, atol=0.02)
+
+
+def test_flops_are_those_of_the_definition():
+    q, k, v = torch.randn(2, 6, 7, 3, 2, 8).unbind(-3)
+    inputs = dict(q=q, k=k, v=v, rpb=torch.randn(2, 9, 9), kernel_size=5, scale=0.4)
+    counts = []
+    for function in (neighborhood_attention, neighborhood_attention_reference):
+        with FlopCounterMode(display=False) as counter:
+            function(**inputs)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 2 * 2 * (2 * 6 * 7 * 2) * 25 * 8
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(k=torch.zeros(1, 3, 3, 1, 8).double()), 'q and k must have one dtype.*float64'),
+        (dict(rpb=torch.zeros(1, 5, 5, device='meta')), 'q and rpb must be on one device.*meta'),
+        (dict.fromkeys('qkv', torch.zeros(1, 3, 3, 1, 0)), 'at least one channel'),
+    ],
+)
+def test_errors(change, message):
+    q = torch.zeros(1, 3, 3, 1, 8)
+    inputs = dict(q=q, k=q, v=q, rpb=torch.zeros(1, 5, 5), kernel_size=3, scale=1.0)
+    with pytest.raises(ValueError, match=message):
+        neighborhood_attention(**(inputs | change))
