@@ -4,6 +4,7 @@
 // runs. That checks the kernels' arithmetic, indices and barriers, not their races or their speed.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -36,7 +37,9 @@ constexpr int WARP_LANES = 32;
 constexpr size_t STACK_BYTES = 128 * 1024;
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t first;  // where it begins
+  jmp_buf context;  // where it goes on; changing to it takes no system call
+  bool begun = false;
   std::vector<char> stack = std::vector<char>(STACK_BYTES);
   dim3 thread;
   bool ended = false;
@@ -45,7 +48,7 @@ struct Fibre {
 
 struct Block {
   std::vector<Fibre> fibres;
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   size_t current = 0;
   std::function<void()> body;
   std::vector<uint64_t> exchanged;  // a slot for each thread
@@ -54,7 +57,16 @@ struct Block {
 
 inline Block block;
 
-inline void yield() { swapcontext(&block.fibres[block.current].context, &block.scheduler); }
+inline void yield() {
+  if (_setjmp(block.fibres[block.current].context) == 0) _longjmp(block.scheduler, 1);
+}
+
+inline void resume(Fibre& fibre) {
+  if (_setjmp(block.scheduler) != 0) return;
+  if (fibre.begun) _longjmp(fibre.context, 1);
+  fibre.begun = true;
+  setcontext(&fibre.first);
+}
 
 // Waits until all threads of [first, last) that have not ended have reached the barrier.
 inline void wait(size_t first, size_t last, int64_t Fibre::* reached) {
@@ -98,13 +110,13 @@ inline void enter() {
 
 inline void run_block() {
   for (Fibre& fibre : block.fibres) {
-    fibre.ended = false;
+    fibre.ended = fibre.begun = false;
     fibre.block_barriers = fibre.warp_barriers = 0;
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.data();
-    fibre.context.uc_stack.ss_size = fibre.stack.size();
-    fibre.context.uc_link = &block.scheduler;
-    makecontext(&fibre.context, enter, 0);
+    getcontext(&fibre.first);
+    fibre.first.uc_stack.ss_sp = fibre.stack.data();
+    fibre.first.uc_stack.ss_size = fibre.stack.size();
+    fibre.first.uc_link = nullptr;  // enter() does not return
+    makecontext(&fibre.first, enter, 0);
   }
   for (bool waiting = true; waiting;) {
     waiting = false;
@@ -112,7 +124,7 @@ inline void run_block() {
       Fibre& fibre = block.fibres[block.current];
       if (fibre.ended) continue;
       threadIdx = fibre.thread;
-      swapcontext(&block.scheduler, &fibre.context);
+      resume(fibre);
       waiting = waiting || !fibre.ended;
     }
   }
@@ -145,9 +157,14 @@ V __shfl_down_sync(unsigned, V value, int delta) {
   return cuda_on_host::exchange(value, lane < cuda_on_host::WARP_LANES ? lane : lane - delta);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
+  using namespace cuda_on_host;
+  const size_t first = block.current / WARP_LANES * WARP_LANES;
+  block.exchanged[block.current] = predicate != 0;
+  warp_wait();
   unsigned votes = 0;
-  for (int i = 0; i < cuda_on_host::WARP_LANES; ++i)
-    votes |= static_cast<unsigned>(cuda_on_host::exchange(predicate != 0 ? 1 : 0, i)) << i;
+  for (size_t i = first; i < std::min(first + WARP_LANES, block.fibres.size()); ++i)
+    if (!block.fibres[i].ended) votes |= static_cast<unsigned>(block.exchanged[i]) << (i - first);
+  warp_wait();
   return votes;
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

@@ -9,7 +9,7 @@ from .deformable import (
     deform_sample_reference,
 )
 from .flops import count_fused_attention_on_cpu
-from .neighborhood import neighborhood_attention
+from .neighborhood import neighborhood_attention, neighborhood_attention_reference
 from .quadtree import quadtree_level, quadtree_level_reference, quadtree_root
 from .window import window_attention, window_attention_flops, window_attention_reference
 
@@ -22,6 +22,7 @@ __all__ = [
     'deform_sample',
     'deform_sample_reference',
     'neighborhood_attention',
+    'neighborhood_attention_reference',
     'quadtree_level',
     'quadtree_level_reference',
     'quadtree_root',

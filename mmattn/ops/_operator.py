@@ -107,7 +107,10 @@ def _autocast(operator, device: str, key: str, names: Sequence[str], low_precisi
     def kernel(*args):
         dtype = torch.get_autocast_dtype(device)
         cast = [
-            value.to(dtype) if name in low_precision and value is not None else value
+            # As torch's own rules do, it leaves float64 alone.
+            value.to(dtype)
+            if name in low_precision and value is not None and value.dtype != torch.float64
+            else value
             for name, value in zip(names, args, strict=False)
         ]
         with torch._C._ExcludeDispatchKeyGuard(excluded):
@@ -122,7 +125,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_alike(**tensors: Tensor | None) -> None:
-    """The tensors are floating-point, on one device and, but under autocast, of one dtype.
+    """The tensors are floating-point, on one device and of one dtype, or will be after autocast's casts.
 
     Raises:
         ValueError: they are not; the message names the two that differ.
@@ -139,7 +142,8 @@ def check_alike(**tensors: Tensor | None) -> None:
             raise ValueError(
                 f'{first} and {name} must be on one device, got {device} and {tensor.device}'
             )
-        if tensor.dtype != reference.dtype and not autocast:
+        cast_alike = autocast and torch.float64 not in (tensor.dtype, reference.dtype)
+        if tensor.dtype != reference.dtype and not cast_alike:
             raise ValueError(
                 f'{first} and {name} must have one dtype, got {reference.dtype} and {tensor.dtype}'
             )

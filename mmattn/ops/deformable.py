@@ -207,3 +207,21 @@ register(
     low_precision=['q', 'k', 'v'],
     flops=_attention_flops,
 )
+
+
+# deform_attention's gradients by table and positions on CUDA, apart from those by q, k and v; the CPU
+# kernel works all of them out at once. `lse` is the logarithm of the softmax's sums, (B, heads, Nq); it,
+# table, query_grid and key_positions are in the accumulating dtype. By atomic additions: not deterministic.
+torch.library.define(
+    'mmattn::deform_bias_backward',
+    '(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor table, Tensor query_grid, '
+    'Tensor key_positions, Tensor out, Tensor lse, float scale) -> (Tensor, Tensor)',
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.register_fake('mmattn::deform_bias_backward')
+def _fake_bias_backward(
+    grad_out, q, k, v, table, query_grid, key_positions, out, lse, scale
+) -> tuple[Tensor, Tensor]:
+    return table.new_empty(table.shape), key_positions.new_empty(key_positions.shape)

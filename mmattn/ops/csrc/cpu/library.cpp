@@ -21,9 +21,10 @@
   m.impl(#name, TORCH_BOX(&mmattn::isa::name));       \
   m.impl(#name "_backward", TORCH_BOX(&mmattn::isa::name##_backward))
 
-#define REGISTER(isa)               \
-  OPERATOR(isa, deform_attention);  \
-  OPERATOR(isa, deform_sample);     \
+#define REGISTER(isa)                     \
+  OPERATOR(isa, deform_attention);        \
+  OPERATOR(isa, deform_sample);           \
+  OPERATOR(isa, neighborhood_attention);  \
   OPERATOR(isa, window_attention)
 
 namespace {

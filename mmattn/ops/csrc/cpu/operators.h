@@ -34,6 +34,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
     const Tensor& out,
     const Tensor& lse);
 
+std::tuple<Tensor, Tensor> neighborhood_attention(
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& rpb,
+    int64_t kernel_size,
+    double scale);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_attention_backward(
+    const Tensor& grad,
+    const Tensor& q,
+    const Tensor& k,
+    const Tensor& v,
+    const Tensor& rpb,
+    int64_t kernel_size,
+    double scale,
+    const Tensor& out,
+    const Tensor& lse);
+
 std::tuple<Tensor, Tensor> window_attention(
     const Tensor& q,
     const Tensor& k,
