@@ -10,38 +10,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Weights are powers of two, which the hardware computes; scores are multiplied by this to make them powers of e.
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 class Tile(NamedTuple):
     """How a kernel cuts attention into pieces.
 
     Attributes:
-        queries: queries of a tile.
-        keys: keys of a tile.
+        own: tokens, queries or keys, whose result a program makes.
+        other: keys or queries that it takes in at once.
         channels: channels of a head, padded to what tl.dot takes.
-        warps: warps of the program that owns it.
-        stages: loop iterations whose loads are in flight at once.
+        warps: warps of a program.
+        stages: iterations of its loop whose loads are under way at once.
     """
 
-    queries: int
-    keys: int
+    own: int
+    other: int
     channels: int
     warps: int
     stages: int
 
 
-def choose_tile(queries: int, keys: int, d: int, dtype: torch.dtype) -> Tile:
-    """The tile for that many queries and keys of ``d`` channels, the same for forward and backward.
+def choose_tile(own: int, other: int, d: int, dtype: torch.dtype, gathers: bool) -> Tile:
+    """The tile for ``own`` tokens against ``other`` ones of ``d`` channels, the same for forward and backward.
 
     64 x 64 keeps the scores, their gradient and the accumulators of a program in the registers of four
     warps, fills an instruction of Hopper's tensor cores, and divides windows of 8, 16, 24 and 32 tokens a
     side evenly. Wider types and heads take as much room with fewer tokens. Smaller problems get smaller
-    tiles, down to the 16 that tl.dot takes. The sizes are powers of two, so that few kernels are compiled
+    tiles, down to the 16 that tl.dot takes. All sizes are powers of two, so that few kernels are compiled
     however many image sizes come.
+
+    Where each score ``gathers`` its bias from a table, addresses need registers, too: half as many other
+    tokens; and loads are not staged, which would send the table's entries through shared memory.
     """
     channels = max(16, triton.next_power_of_2(d))
     most = {2: 64, 4: 64 if channels <= 32 else 32, 8: 32 if channels <= 64 else 16}[dtype.itemsize]
-    side_q, side_k = (min(most, max(16, triton.next_power_of_2(n))) for n in (queries, keys))
-    return Tile(side_q, side_k, channels, warps=4, stages=2)
+    own, other = (
+        min(side, max(16, triton.next_power_of_2(n)))
+        for side, n in ((most, own), (most // 2 if gathers else most, other))
+    )
+    return Tile(own, max(16, other), channels, warps=4, stages=1 if gathers else 2)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

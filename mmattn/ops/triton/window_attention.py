@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import accumulator, choose_tile, device_of, dot, last_contiguous
+from ._common import LOG2E, accumulator, choose_tile, device_of, dot, last_contiguous
 
 # About how many programs share the windows of a batch where one program goes through several of them. Enough
 # to fill the multiprocessors of a large GPU several times over; fixed, so that sums have one order on every
@@ -48,16 +48,14 @@ def window_attention_forward(
         The attention, (B, H, W, heads, d) in the dtype of ``v``, and the log-sum-exp of each token's scores,
         (B, H, W, heads) in the dtype of ``bias``; both contiguous.
     """
-    launch = _Launch(q, k, window_size, shift)
     q, k, v, pad_k, pad_v = (last_contiguous(t) for t in (q, k, v, pad_k, pad_v))
     out = torch.empty(k.shape, dtype=v.dtype, device=v.device)
     lse = torch.empty(k.shape[:-1], dtype=accumulator(q.dtype), device=q.device)
     if out.numel():
+        launch = _Launch(q, k, window_size, shift)
+        inputs = (*launch.strided(q, k, v), *_heads(pad_k, pad_v), bias.contiguous())
         with device_of(q):
-            _forward[(launch.windows * launch.heads * launch.query_tiles,)](
-                *launch.strided(q, k, v), *_heads(pad_k, pad_v), bias.contiguous(), out, lse, *launch.sizes,
-                **launch.constants,
-            )  # fmt: skip
+            launch.run(_forward, launch.windows * launch.tiles, *inputs, out, lse, *launch.sizes)
     return out, lse
 
 
@@ -85,71 +83,121 @@ def window_attention_backward(
         The gradients of q (of a shared query: summed over the windows), k, v, bias, pad_k and pad_v; each
         contiguous, in the shape and dtype of what it belongs to.
     """
-    launch = _Launch(q, k, window_size, shift)
-    batch, heads, d = k.shape[0], launch.heads, k.shape[-1]
     if not k.numel():
         return tuple(torch.zeros_like(t).contiguous() for t in (q, k, v, bias, pad_k, pad_v))
+    launch = _Launch(q, k, window_size, shift)
+    batch, heads, d = k.shape[0], launch.heads, k.shape[-1]
     grad, q, k, v, pad_k, pad_v = (
         last_contiguous(t) for t in (grad.to(v.dtype), q, k, v, pad_k, pad_v)
     )
     kinds = dict(dtype=lse.dtype, device=q.device)
-    per_image, n = launch.windows // batch, window_size**2
+    n, parts = window_size**2, launch.parts
     shared = launch.constants['SHARED_QUERY']
     dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (k, v))
-    dpad_k, dpad_v = (
-        torch.empty(launch.windows, launch.key_tiles, heads, d, **kinds) for _ in 'kv'
-    )
+    dbias = torch.empty(parts, heads, n, n, **kinds)
+    dpad_k, dpad_v = (torch.empty(launch.pad_parts, heads, d, **kinds) for _ in 'kv')
     if shared:
-        dq = torch.empty(batch, per_image, *q.shape[1:], **kinds)
+        dq = torch.empty(batch, launch.query_parts, *q.shape[1:], **kinds)
     else:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    delta = torch.empty(lse.shape, **kinds)
-    splits, share = launch.split()
-    dbias = torch.empty(splits, heads, n, n, **kinds)
     inputs = (*launch.strided(q, k, v, grad), *_heads(pad_k, pad_v), bias.contiguous())
+    out = out.contiguous()
     with device_of(q):
-        _backward_query[(launch.windows * heads * launch.query_tiles,)](
-            *inputs, out.contiguous(), lse, delta, dq, *launch.sizes, **launch.constants
-        )
-        _backward_key[(launch.windows * heads * launch.key_tiles,)](
-            *inputs, lse, delta, dk, dv, dpad_k, dpad_v, *launch.sizes, **launch.constants
-        )
-        _backward_bias[(splits * heads * launch.query_tiles * launch.key_tiles,)](
-            *inputs, lse, delta, dbias, *launch.sizes, share, **launch.constants
-        )
+        if launch.tiles == 1:
+            launch.run(
+                _backward_whole,
+                parts,
+                *inputs,
+                out,
+                lse,
+                dq,
+                dk,
+                dv,
+                dbias,
+                dpad_k,
+                dpad_v,
+                *launch.sizes,
+                launch.share,
+            )
+        else:
+            delta = torch.empty(lse.shape, **kinds)
+            windows, tiles = launch.windows, launch.tiles
+            launch.run(
+                _backward_query, windows * tiles, *inputs, out, lse, delta, dq, *launch.sizes
+            )
+            launch.run(
+                _backward_key,
+                windows * tiles,
+                *inputs,
+                lse,
+                delta,
+                dk,
+                dv,
+                dpad_k,
+                dpad_v,
+                *launch.sizes,
+            )
+            launch.run(
+                _backward_bias,
+                parts * tiles**2,
+                *inputs,
+                lse,
+                delta,
+                dbias,
+                *launch.sizes,
+                launch.share,
+            )
     if shared:
         dq = dq.sum(1).to(q.dtype)
-    dpad_k, dpad_v = (t.sum((0, 1)).to(p.dtype) for t, p in ((dpad_k, pad_k), (dpad_v, pad_v)))
+    dpad_k, dpad_v = dpad_k.sum(0).to(pad_k.dtype), dpad_v.sum(0).to(pad_v.dtype)
     return dq, dk, dv, dbias.sum(0), dpad_k, dpad_v
 
 
 class _Launch:
-    """What all kernels of one call have in common."""
+    """What all kernels of one call have in common.
+
+    Attributes:
+        windows: windows of the batch.
+        tiles: tiles of a window's queries, and of its keys.
+        share: windows that one program goes through, where programs go through several.
+        parts: shares into which the windows are divided.
+        query_parts: parts of an image in which the gradient of a shared query is summed.
+        pad_parts: parts in which the gradients of the padding are.
+    """
 
     def __init__(self, q: Tensor, k: Tensor, window_size: int, shift: int):
         batch, height, width, self.heads, d = k.shape
         n = window_size**2
-        self.windows = batch * triton.cdiv(height, window_size) * triton.cdiv(width, window_size)
-        tile = choose_tile(n, n, d, q.dtype)
-        self.query_tiles, self.key_tiles = triton.cdiv(n, tile.queries), triton.cdiv(n, tile.keys)
+        per_image = triton.cdiv(height, window_size) * triton.cdiv(width, window_size)
+        self.windows = batch * per_image
+        tile = choose_tile(n, n, d, q.dtype, gathers=False)
+        self.tiles = triton.cdiv(n, tile.own)
         self.sizes = (batch, height, width, self.heads)
+        shared = q.shape[1:3] != k.shape[1:3]
+        # A program that sums a shared query's gradient stays within the image.
+        joined = per_image if shared and self.tiles == 1 else self.windows
+        groups = self.windows // joined
+        wanted = triton.cdiv(_PROGRAMS, self.heads * self.tiles**2 * groups)
+        self.share = triton.cdiv(joined, min(joined, wanted))
+        self.parts = groups * triton.cdiv(joined, self.share)
+        if self.tiles == 1:
+            self.query_parts, self.pad_parts = self.parts // groups, self.parts
+        else:
+            self.query_parts, self.pad_parts = per_image, self.windows * self.tiles
         self.constants = dict(
             WINDOW=window_size,
             SHIFT=shift,
-            SHARED_QUERY=q.shape[1:3] != k.shape[1:3],
+            SHARED_QUERY=shared,
             D=d,
             BLOCK_D=tile.channels,
-            BLOCK_M=tile.queries,
-            BLOCK_N=tile.keys,
+            BLOCK=tile.own,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
 
-    def split(self) -> tuple[int, int]:
-        """Into how many shares the windows are divided for the bias's gradient, and windows of a share."""
-        tiles = self.heads * self.query_tiles * self.key_tiles
-        share = triton.cdiv(self.windows, min(self.windows, triton.cdiv(_PROGRAMS, tiles)))
-        return triton.cdiv(self.windows, share), share
+    def run(self, kernel, programs: int, *arguments):
+        """Run that many programs of a kernel for each head."""
+        kernel[(programs * self.heads,)](*arguments, **self.constants)
 
     @staticmethod
     def strided(*maps: Tensor):
@@ -239,11 +287,11 @@ def _store_padding(
 
 @triton.jit
 def _load_bias(bias, head, query, key, WINDOW: tl.constexpr):
-    """The bias of a tile of scores, -inf for keys beyond the window. Queries beyond it repeat the last one: they
-    get scores like others, and what comes of them is not stored."""
+    """The bias of a tile of scores times LOG2E, -inf for keys beyond the window. Queries beyond it repeat the
+    last one: they get scores like others, and what comes of them is not stored."""
     N: tl.constexpr = WINDOW * WINDOW
     address = bias + head * (N * N) + tl.minimum(query, N - 1) * N + key
-    return tl.load(address, mask=(key < N) & (query >= 0), other=float('-inf'))
+    return tl.load(address, mask=(key < N) & (query >= 0), other=float('-inf')) * LOG2E
 
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
@@ -251,22 +299,22 @@ def _forward(
     q, q_strides, k, k_strides, v, v_strides, pad_k, pad_k_stride, pad_v, pad_v_stride, bias, out, lse,
     batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one window and head, over all keys of the window."""
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    head, tile, index = _program(tl.cdiv(N, BLOCK_M), batch, height, width, WINDOW)
-    query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    head, tile, index = _program(tl.cdiv(N, BLOCK), batch, height, width, WINDOW)
+    query = tile * BLOCK + tl.arange(0, BLOCK)
     image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
     q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
     queries = _load(q_rows, inside, D, BLOCK_D)
-    most = tl.full([BLOCK_M], float('-inf'), ACC)
-    total = tl.zeros([BLOCK_M], ACC)
-    result = tl.zeros([BLOCK_M, BLOCK_D], ACC)
-    for start in range(0, N, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+    most = tl.full([BLOCK], float('-inf'), ACC)
+    total = tl.zeros([BLOCK], ACC)
+    result = tl.zeros([BLOCK, BLOCK_D], ACC)
+    for start in range(0, N, BLOCK):
+        key = start + tl.arange(0, BLOCK)
         _, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
         # The padding is chosen by its address: no tile has to pass through registers on its way to shared memory.
         k_rows = tl.where(
@@ -276,18 +324,18 @@ def _forward(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
         keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
-        scores = dot(queries, tl.trans(keys)) * SCALE
+        scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
         if SHIFT > 0:
-            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0)
+            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
         new_most = tl.maximum(most, tl.max(scores, 1))
-        p = tl.exp(scores - new_most[:, None])
-        fade = tl.exp(most - new_most)
+        p = tl.exp2(scores - new_most[:, None])
+        fade = tl.exp2(most - new_most)
         total = total * fade + tl.sum(p, 1)
         result = result * fade[:, None] + dot(p.to(values.dtype), values)
         most = new_most
     token = ((image * height + y) * width + x) * heads + head
-    tl.store(lse + token, most + tl.log(total), mask=inside)
+    tl.store(lse + token, (most + tl.log2(total)) / LOG2E, mask=inside)
     _store(out + token * D, result / total[:, None], inside, D, BLOCK_D)
 
 
@@ -296,7 +344,7 @@ def _backward_query(
     q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, out, lse, delta, dq, batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one tile of queries of one window and head; and delta, grad . out of each token.
 
@@ -305,8 +353,8 @@ def _backward_query(
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    head, tile, index = _program(tl.cdiv(N, BLOCK_M), batch, height, width, WINDOW)
-    query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    head, tile, index = _program(tl.cdiv(N, BLOCK), batch, height, width, WINDOW)
+    query = tile * BLOCK + tl.arange(0, BLOCK)
     image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
     q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
     queries = _load(q_rows, inside, D, BLOCK_D)
@@ -315,10 +363,12 @@ def _backward_query(
     result = _load(out + token * D, inside, D, BLOCK_D)
     d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
     tl.store(delta + token, d_total, mask=inside)
-    log_total = tl.load(lse + token, mask=inside, other=float('inf'))  # no weight without a query
-    d_query = tl.zeros([BLOCK_M, BLOCK_D], ACC)
-    for start in range(0, N, BLOCK_N):
-        key = start + tl.arange(0, BLOCK_N)
+    log_total = (
+        tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
+    )  # no weight without a query
+    d_query = tl.zeros([BLOCK, BLOCK_D], ACC)
+    for start in range(0, N, BLOCK):
+        key = start + tl.arange(0, BLOCK)
         _, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
         k_rows = tl.where(
             kept, _rows(k, k_strides, image, ky, kx, head), pad_k + head * pad_k_stride
@@ -327,11 +377,11 @@ def _backward_query(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
         keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
-        scores = dot(queries, tl.trans(keys)) * SCALE
+        scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
         if SHIFT > 0:
-            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0)
-        p = tl.exp(scores - log_total[:, None])
+            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
+        p = tl.exp2(scores - log_total[:, None])
         d_scores = p * (dot(d_out, tl.trans(values)) - d_total[:, None])
         d_query += dot(d_scores.to(keys.dtype), keys)
     if SHARED_QUERY:
@@ -346,7 +396,7 @@ def _backward_key(
     q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, lse, delta, dk, dv, dpad_k, dpad_v, batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of keys and values of one window and head.
 
@@ -355,29 +405,29 @@ def _backward_key(
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    tiles: tl.constexpr = tl.cdiv(N, BLOCK_N)
+    tiles: tl.constexpr = tl.cdiv(N, BLOCK)
     head, tile, index = _program(tiles, batch, height, width, WINDOW)
-    key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    key = tile * BLOCK + tl.arange(0, BLOCK)
     image, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
     k_rows = tl.where(kept, _rows(k, k_strides, image, ky, kx, head), pad_k + head * pad_k_stride)
     v_rows = tl.where(kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride)
     keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
-    d_key, d_value = tl.zeros([BLOCK_N, BLOCK_D], ACC), tl.zeros([BLOCK_N, BLOCK_D], ACC)
-    for start in range(0, N, BLOCK_M):
-        query = start + tl.arange(0, BLOCK_M)
+    d_key, d_value = tl.zeros([BLOCK, BLOCK_D], ACC), tl.zeros([BLOCK, BLOCK_D], ACC)
+    for start in range(0, N, BLOCK):
+        query = start + tl.arange(0, BLOCK)
         _, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
         q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
         queries = _load(q_rows, inside, D, BLOCK_D)
         d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
         token = ((image * height + y) * width + x) * heads + head
-        log_total = tl.load(lse + token, mask=inside, other=float('inf'))
+        log_total = tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=inside, other=0.0)
         # Keys down, queries across: the weights are then the left operand of both sums over the queries.
-        scores = dot(keys, tl.trans(queries)) * SCALE
+        scores = dot(keys, tl.trans(queries)) * (SCALE * LOG2E)
         scores += tl.trans(_load_bias(bias, head, query[:, None], key[None, :], WINDOW))
         if SHIFT > 0:
-            scores += tl.where(key_region[:, None] == region[None, :], 0.0, -100.0)
-        p = tl.exp(scores - log_total[None, :])
+            scores += tl.where(key_region[:, None] == region[None, :], 0.0, -100.0 * LOG2E)
+        p = tl.exp2(scores - log_total[None, :])
         d_value += dot(p.to(d_out.dtype), d_out)
         d_scores = p * (dot(values, tl.trans(d_out)) - d_total[None, :])
         d_key += dot(d_scores.to(queries.dtype), queries)
@@ -395,20 +445,20 @@ def _backward_bias(
     q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, lse, delta, dbias, batch, height, width, heads, share,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one tile of one head's bias, summed over ``share`` windows: (shares, heads, N, N)."""
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    key_tiles: tl.constexpr = tl.cdiv(N, BLOCK_N)
-    tiles: tl.constexpr = tl.cdiv(N, BLOCK_M) * key_tiles
+    key_tiles: tl.constexpr = tl.cdiv(N, BLOCK)
+    tiles: tl.constexpr = tl.cdiv(N, BLOCK) * key_tiles
     split, head = tl.program_id(0) // (tiles * heads), (tl.program_id(0) // tiles) % heads
     tile = tl.program_id(0) % tiles
-    query = tile // key_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
-    key = tile % key_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
+    query = tile // key_tiles * BLOCK + tl.arange(0, BLOCK)
+    key = tile % key_tiles * BLOCK + tl.arange(0, BLOCK)
     tile_bias = _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
-    d_bias = tl.zeros([BLOCK_M, BLOCK_N], ACC)
+    d_bias = tl.zeros([BLOCK, BLOCK], ACC)
     windows = batch * tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
     for index in range(split * share, tl.minimum((split + 1) * share, windows)):
         image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
@@ -417,7 +467,7 @@ def _backward_bias(
         queries = _load(q_rows, inside, D, BLOCK_D)
         d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
         token = ((image * height + y) * width + x) * heads + head
-        log_total = tl.load(lse + token, mask=inside, other=float('inf'))
+        log_total = tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=inside, other=0.0)
         k_rows = tl.where(
             kept, _rows(k, k_strides, image, ky, kx, head), pad_k + head * pad_k_stride
@@ -426,11 +476,87 @@ def _backward_bias(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
         keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
-        scores = dot(queries, tl.trans(keys)) * SCALE + tile_bias
+        scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E) + tile_bias
         if SHIFT > 0:
-            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0)
-        p = tl.exp(scores - log_total[:, None])
+            scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
+        p = tl.exp2(scores - log_total[:, None])
         d_bias += p * (dot(d_out, tl.trans(values)) - d_total[:, None])
     row = (split.to(tl.int64) * heads + head) * (N * N) + query[:, None] * N
     mask = (query[:, None] < N) & (key[None, :] < N)
     tl.store(dbias + row + key[None, :], d_bias, mask=mask)
+
+
+@triton.jit(do_not_specialize=['batch', 'height', 'width', 'share'])
+def _backward_whole(
+    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    bias, out, lse, dq, dk, dv, dbias, dpad_k, dpad_v, batch, height, width, heads, share,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """All gradients of one head in ``share`` windows, one after the other, each of which is a single tile.
+
+    Those of the bias and of the padding are summed over the share, (shares, heads, ...), and so is that of a
+    shared query, (shares, WINDOW, WINDOW, heads, D); the windows of a share are then of one image.
+    """
+    N: tl.constexpr = WINDOW * WINDOW
+    SCALE: tl.constexpr = D**-0.5
+    ACC: tl.constexpr = lse.dtype.element_ty
+    head, split = tl.program_id(0) % heads, tl.program_id(0) // heads
+    token = tl.arange(0, BLOCK)
+    tile_bias = _load_bias(bias, head, token[:, None], token[None, :], WINDOW)
+    d_bias = tl.zeros([BLOCK, BLOCK], ACC)
+    d_query = tl.zeros([BLOCK, BLOCK_D], ACC)
+    d_pad_k, d_pad_v = tl.zeros([BLOCK_D], ACC), tl.zeros([BLOCK_D], ACC)
+    windows = tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
+    if SHARED_QUERY:
+        splits = tl.cdiv(windows, share)
+        first = split // splits * windows + split % splits * share
+        last = tl.minimum(first + share, (split // splits + 1) * windows)
+    else:
+        first = split * share
+        last = tl.minimum(first + share, batch * windows)
+    padded = windows * N > height * width
+    for index in range(first, last):
+        image, y, x, inside, region = _place(token, index, height, width, WINDOW, SHIFT)
+        q_rows = _query_rows(q, q_strides, image, token, y, x, head, WINDOW, SHARED_QUERY)
+        k_rows = tl.where(
+            inside, _rows(k, k_strides, image, y, x, head), pad_k + head * pad_k_stride
+        )
+        v_rows = tl.where(
+            inside, _rows(v, v_strides, image, y, x, head), pad_v + head * pad_v_stride
+        )
+        at = ((image * height + y) * width + x) * heads + head
+        queries = _load(q_rows, inside, D, BLOCK_D)
+        keys, values = _load(k_rows, token < N, D, BLOCK_D), _load(v_rows, token < N, D, BLOCK_D)
+        d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
+        result = _load(out + at * D, inside, D, BLOCK_D)
+        d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
+        log_total = tl.load(lse + at, mask=inside, other=float('inf')) * LOG2E
+        scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E) + tile_bias
+        if SHIFT > 0:
+            scores += tl.where(region[:, None] == region[None, :], 0.0, -100.0 * LOG2E)
+        p = tl.exp2(scores - log_total[:, None])
+        d_value = dot(tl.trans(p.to(d_out.dtype)), d_out)
+        d_scores = p * (dot(d_out, tl.trans(values)) - d_total[:, None])
+        d_bias += d_scores
+        d_scores = d_scores.to(keys.dtype)
+        d_key = dot(tl.trans(d_scores), queries) * SCALE
+        _store(dk + at * D, d_key, inside, D, BLOCK_D)
+        _store(dv + at * D, d_value, inside, D, BLOCK_D)
+        if padded:
+            padding = (token < N) & ~inside
+            d_pad_k += tl.sum(tl.where(padding[:, None], d_key, 0.0), 0)
+            d_pad_v += tl.sum(tl.where(padding[:, None], d_value, 0.0), 0)
+        if SHARED_QUERY:
+            d_query += dot(d_scores, keys)
+        else:
+            _store(dq + at * D, dot(d_scores, keys) * SCALE, inside, D, BLOCK_D)
+    part = split.to(tl.int64) * heads + head
+    if SHARED_QUERY:
+        to = dq + ((split.to(tl.int64) * N + token) * heads + head) * D
+        _store(to, d_query * SCALE, token < N, D, BLOCK_D)
+    mask = (token[:, None] < N) & (token[None, :] < N)
+    tl.store(dbias + part * (N * N) + token[:, None] * N + token[None, :], d_bias, mask=mask)
+    channel = tl.arange(0, BLOCK_D)
+    tl.store(dpad_k + part * D + channel, d_pad_k, mask=channel < D)
+    tl.store(dpad_v + part * D + channel, d_pad_v, mask=channel < D)
