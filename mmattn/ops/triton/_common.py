@@ -35,22 +35,24 @@ class Tile(NamedTuple):
 def choose_tile(own: int, other: int, d: int, dtype: torch.dtype, gathers: bool) -> Tile:
     """The tile for ``own`` tokens against ``other`` ones of ``d`` channels, the same for forward and backward.
 
-    64 x 64 keeps the scores, their gradient and the accumulators of a program in the registers of four
-    warps, fills an instruction of Hopper's tensor cores, and divides windows of 8, 16, 24 and 32 tokens a
-    side evenly. Wider types and heads take as much room with fewer tokens. Smaller problems get smaller
-    tiles, down to the 16 that tl.dot takes. All sizes are powers of two, so that few kernels are compiled
-    however many image sizes come.
+    64 x 64 in half precision keeps the scores, their gradient and the accumulators of a program in the
+    registers of four warps, fills an instruction of Hopper's tensor cores, and divides windows of 8, 16, 24
+    and 32 tokens a side evenly. Wider types and heads spill registers unless they have fewer tokens. Smaller
+    problems get smaller tiles, down to the 16 that tl.dot takes. All sizes are powers of two, so that few
+    kernels are compiled however many image sizes come.
 
     Where each score ``gathers`` its bias from a table, addresses need registers, too: half as many other
     tokens; and loads are not staged, which would send the table's entries through shared memory.
     """
     channels = max(16, triton.next_power_of_2(d))
-    most = {2: 64, 4: 64 if channels <= 32 else 32, 8: 32 if channels <= 64 else 16}[dtype.itemsize]
+    side = 64 if dtype.itemsize == 2 else 32
+    if channels > {2: 128 if gathers else 32, 4: 64, 8: 32}[dtype.itemsize]:
+        side //= 2
     own, other = (
-        min(side, max(16, triton.next_power_of_2(n)))
-        for side, n in ((most, own), (most // 2 if gathers else most, other))
+        max(16, min(most, triton.next_power_of_2(n)))
+        for most, n in ((side, own), (side // 2 if gathers else side, other))
     )
-    return Tile(own, max(16, other), channels, warps=4, stages=1 if gathers else 2)
+    return Tile(own, other, channels, warps=4, stages=1 if gathers else 2)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -80,3 +82,19 @@ def dot(a, b):
         return tl.dot(a, b, input_precision='tf32x3')
     else:
         return tl.dot(a, b)
+
+
+@triton.jit
+def load_tokens(rows, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tokens of D channels that begin at ``rows``, (tokens, BLOCK_D); zero where they are not valid."""
+    channel = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (channel[None, :] < D)
+    return tl.load(rows[:, None] + channel[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tokens(rows, value, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write tokens where they begin, those that are valid."""
+    channel = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (channel[None, :] < D)
+    tl.store(rows[:, None] + channel[None, :], value.to(rows.dtype.element_ty), mask=mask)

@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import LOG2E, accumulator, choose_tile, device_of, dot, last_contiguous
+from ._common import (
+    LOG2E,
+    accumulator,
+    choose_tile,
+    device_of,
+    dot,
+    last_contiguous,
+    load_tokens,
+    store_tokens,
+)
 
 
 def deform_attention_forward(
@@ -129,9 +138,8 @@ def _pairs(table: Tensor) -> Tensor:
     (heads, Th, Tw) -> (heads, Th + 3, Tw + 2, 2): one row before the table and two after it, so that cells next
     to it can be read like others. float32 pairs are returned as one integer each.
     """
-    if (table.shape[1] + 3) * (
-        table.shape[2] + 2
-    ) > 2**24:  # up to there, float32 counts entries exactly
+    _, height, width = table.shape
+    if (height + 3) * (width + 2) > 2**24:  # up to there, float32 counts entries exactly
         raise ValueError(f'a table of {tuple(table.shape[1:])} entries a head is too large')
     padded = F.pad(table * LOG2E.value, (1, 2, 1, 2))
     pairs = padded.unfold(2, 2, 1).contiguous()
@@ -142,28 +150,13 @@ def _pairs(table: Tensor) -> Tensor:
 def _program(tiles, heads):
     """Image, head and tile of this program, the tile changing first: programs that run at once share a table."""
     pair = tl.program_id(0) // tiles
-    return (pair // heads).to(tl.int64), pair % heads, tl.program_id(0) % tiles
+    return (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), tl.program_id(0) % tiles
 
 
 @triton.jit
 def _rows(x, strides, image, head, n):
     """Where the tokens n of an image and head begin."""
     return x + image * strides[0] + head * strides[1] + n.to(tl.int64) * strides[2]
-
-
-@triton.jit
-def _load(rows, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The tokens that begin at ``rows``, (tokens, BLOCK_D); zero where they are not valid."""
-    channel = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (channel[None, :] < D)
-    return tl.load(rows[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(rows, value, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    channel = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (channel[None, :] < D)
-    tl.store(rows[:, None] + channel[None, :], value.to(rows.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -230,7 +223,7 @@ def _forward(
     positions += (image * (heads // heads_per_group) + head // heads_per_group) * num_keys * 2
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = query < num_queries
-    queries = _load(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
+    queries = load_tokens(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
     y, x = _points(grid, query, valid)
     most = tl.full([BLOCK_M], float('-inf'), ACC)
     total = tl.zeros([BLOCK_M], ACC)
@@ -238,8 +231,8 @@ def _forward(
     for start in range(0, num_keys, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         kept = key < num_keys
-        keys = _load(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
-        values = _load(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
+        keys = load_tokens(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
+        values = load_tokens(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
         ky, kx = _points(positions, key, kept)
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _bias(
@@ -254,7 +247,7 @@ def _forward(
         most = new_most
     token = (image * heads + head) * num_queries + query
     tl.store(lse + token, (most + tl.log2(total)) / LOG2E, mask=valid)
-    _store(out + token * D, result / total[:, None], valid, D, BLOCK_D)
+    store_tokens(out + token * D, result / total[:, None], valid, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=['num_queries', 'num_keys', 'table_height', 'table_width'])
@@ -272,11 +265,11 @@ def _backward_query(
     positions += (image * (heads // heads_per_group) + head // heads_per_group) * num_keys * 2
     query = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = query < num_queries
-    queries = _load(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
-    d_out = _load(_rows(grad, grad_strides, image, head, query), valid, D, BLOCK_D)
+    queries = load_tokens(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
+    d_out = load_tokens(_rows(grad, grad_strides, image, head, query), valid, D, BLOCK_D)
     y, x = _points(grid, query, valid)
     token = (image * heads + head) * num_queries + query
-    result = _load(out + token * D, valid, D, BLOCK_D)
+    result = load_tokens(out + token * D, valid, D, BLOCK_D)
     d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
     tl.store(delta + token, d_total, mask=valid)
     log_total = (
@@ -286,8 +279,8 @@ def _backward_query(
     for start in range(0, num_keys, BLOCK_N):
         key = start + tl.arange(0, BLOCK_N)
         kept = key < num_keys
-        keys = _load(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
-        values = _load(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
+        keys = load_tokens(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
+        values = load_tokens(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
         ky, kx = _points(positions, key, kept)
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _bias(
@@ -297,7 +290,7 @@ def _backward_query(
         p = tl.exp2(scores - log_total[:, None])
         d_scores = p * (dot(d_out, tl.trans(values)) - d_total[:, None])
         d_query += dot(d_scores.to(keys.dtype), keys)
-    _store(dq + token * D, d_query * SCALE, valid, D, BLOCK_D)
+    store_tokens(dq + token * D, d_query * SCALE, valid, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=['num_queries', 'num_keys', 'table_height', 'table_width'])
@@ -315,15 +308,15 @@ def _backward_key(
     positions += (image * (heads // heads_per_group) + head // heads_per_group) * num_keys * 2
     key = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     kept = key < num_keys
-    keys = _load(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
-    values = _load(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
+    keys = load_tokens(_rows(k, k_strides, image, head, key), kept, D, BLOCK_D)
+    values = load_tokens(_rows(v, v_strides, image, head, key), kept, D, BLOCK_D)
     ky, kx = _points(positions, key, kept)
     d_key, d_value = tl.zeros([BLOCK_N, BLOCK_D], ACC), tl.zeros([BLOCK_N, BLOCK_D], ACC)
     for start in range(0, num_queries, BLOCK_M):
         query = start + tl.arange(0, BLOCK_M)
         valid = query < num_queries
-        queries = _load(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
-        d_out = _load(_rows(grad, grad_strides, image, head, query), valid, D, BLOCK_D)
+        queries = load_tokens(_rows(q, q_strides, image, head, query), valid, D, BLOCK_D)
+        d_out = load_tokens(_rows(grad, grad_strides, image, head, query), valid, D, BLOCK_D)
         y, x = _points(grid, query, valid)
         token = (image * heads + head) * num_queries + query
         log_total = tl.load(lse + token, mask=valid, other=float('inf')) * LOG2E
@@ -338,5 +331,5 @@ def _backward_key(
         d_scores = p * (dot(values, tl.trans(d_out)) - d_total[None, :])
         d_key += dot(d_scores.to(queries.dtype), queries)
     token = (image * heads + head) * num_keys + key
-    _store(dk + token * D, d_key * SCALE, kept, D, BLOCK_D)
-    _store(dv + token * D, d_value, kept, D, BLOCK_D)
+    store_tokens(dk + token * D, d_key * SCALE, kept, D, BLOCK_D)
+    store_tokens(dv + token * D, d_value, kept, D, BLOCK_D)

@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._common import LOG2E, accumulator, choose_tile, device_of, dot, last_contiguous
+from ._common import (
+    LOG2E,
+    accumulator,
+    choose_tile,
+    device_of,
+    dot,
+    last_contiguous,
+    load_tokens,
+    store_tokens,
+)
 
 # About how many programs share the windows of a batch where one program goes through several of them. Enough
 # to fill the multiprocessors of a large GPU several times over; fixed, so that sums have one order on every
@@ -101,52 +110,20 @@ def window_attention_backward(
     else:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     inputs = (*launch.strided(q, k, v, grad), *_heads(pad_k, pad_v), bias.contiguous())
-    out = out.contiguous()
+    of_keys = dk, dv, dpad_k, dpad_v
+    out, sizes, share = out.contiguous(), launch.sizes, launch.share
     with device_of(q):
         if launch.tiles == 1:
             launch.run(
-                _backward_whole,
-                parts,
-                *inputs,
-                out,
-                lse,
-                dq,
-                dk,
-                dv,
-                dbias,
-                dpad_k,
-                dpad_v,
-                *launch.sizes,
-                launch.share,
+                _backward_whole, parts, *inputs, out, lse, dq, dbias, *of_keys, *sizes, share
             )
         else:
+            programs = launch.windows * launch.tiles
             delta = torch.empty(lse.shape, **kinds)
-            windows, tiles = launch.windows, launch.tiles
-            launch.run(
-                _backward_query, windows * tiles, *inputs, out, lse, delta, dq, *launch.sizes
-            )
-            launch.run(
-                _backward_key,
-                windows * tiles,
-                *inputs,
-                lse,
-                delta,
-                dk,
-                dv,
-                dpad_k,
-                dpad_v,
-                *launch.sizes,
-            )
-            launch.run(
-                _backward_bias,
-                parts * tiles**2,
-                *inputs,
-                lse,
-                delta,
-                dbias,
-                *launch.sizes,
-                launch.share,
-            )
+            launch.run(_backward_query, programs, *inputs, out, lse, delta, dq, *sizes)
+            launch.run(_backward_key, programs, *inputs, lse, delta, *of_keys, *sizes)
+            programs = parts * launch.tiles**2
+            launch.run(_backward_bias, programs, *inputs, lse, delta, dbias, *sizes, share)
     if shared:
         dq = dq.sum(1).to(q.dtype)
     dpad_k, dpad_v = dpad_k.sum(0).to(pad_k.dtype), dpad_v.sum(0).to(pad_v.dtype)
@@ -248,7 +225,8 @@ def _place(n, index, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
 @triton.jit
 def _rows(x, strides, image, row, column, head):
     """Where the tokens of a map at (row, column) begin."""
-    return x + image * strides[0] + row * strides[1] + column * strides[2] + head * strides[3]
+    x += image * strides[0] + head.to(tl.int64) * strides[3]
+    return x + row * strides[1] + column * strides[2]
 
 
 @triton.jit
@@ -257,21 +235,6 @@ def _query_rows(q, strides, image, n, y, x, head, WINDOW: tl.constexpr, SHARED_Q
     if SHARED_QUERY:
         y, x = (n // WINDOW).to(tl.int64), (n % WINDOW).to(tl.int64)
     return _rows(q, strides, image, y, x, head)
-
-
-@triton.jit
-def _load(rows, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The tokens that begin at ``rows``, (tokens, BLOCK_D); zero where they are not valid."""
-    channel = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (channel[None, :] < D)
-    return tl.load(rows[:, None] + channel[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(rows, value, valid, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    channel = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (channel[None, :] < D)
-    tl.store(rows[:, None] + channel[None, :], value.to(rows.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -309,7 +272,7 @@ def _forward(
     query = tile * BLOCK + tl.arange(0, BLOCK)
     image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
     q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
-    queries = _load(q_rows, inside, D, BLOCK_D)
+    queries = load_tokens(q_rows, inside, D, BLOCK_D)
     most = tl.full([BLOCK], float('-inf'), ACC)
     total = tl.zeros([BLOCK], ACC)
     result = tl.zeros([BLOCK, BLOCK_D], ACC)
@@ -323,7 +286,10 @@ def _forward(
         v_rows = tl.where(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
-        keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
+        keys, values = (
+            load_tokens(k_rows, key < N, D, BLOCK_D),
+            load_tokens(v_rows, key < N, D, BLOCK_D),
+        )
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
         if SHIFT > 0:
@@ -336,7 +302,7 @@ def _forward(
         most = new_most
     token = ((image * height + y) * width + x) * heads + head
     tl.store(lse + token, (most + tl.log2(total)) / LOG2E, mask=inside)
-    _store(out + token * D, result / total[:, None], inside, D, BLOCK_D)
+    store_tokens(out + token * D, result / total[:, None], inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
@@ -357,10 +323,10 @@ def _backward_query(
     query = tile * BLOCK + tl.arange(0, BLOCK)
     image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
     q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
-    queries = _load(q_rows, inside, D, BLOCK_D)
-    d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
+    queries = load_tokens(q_rows, inside, D, BLOCK_D)
+    d_out = load_tokens(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
     token = ((image * height + y) * width + x) * heads + head
-    result = _load(out + token * D, inside, D, BLOCK_D)
+    result = load_tokens(out + token * D, inside, D, BLOCK_D)
     d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
     tl.store(delta + token, d_total, mask=inside)
     log_total = (
@@ -376,7 +342,10 @@ def _backward_query(
         v_rows = tl.where(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
-        keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
+        keys, values = (
+            load_tokens(k_rows, key < N, D, BLOCK_D),
+            load_tokens(v_rows, key < N, D, BLOCK_D),
+        )
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
         scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
         if SHIFT > 0:
@@ -386,9 +355,9 @@ def _backward_query(
         d_query += dot(d_scores.to(keys.dtype), keys)
     if SHARED_QUERY:
         to = dq + ((index.to(tl.int64) * N + query) * heads + head) * D
-        _store(to, d_query * SCALE, query < N, D, BLOCK_D)
+        store_tokens(to, d_query * SCALE, query < N, D, BLOCK_D)
     else:
-        _store(dq + token * D, d_query * SCALE, inside, D, BLOCK_D)
+        store_tokens(dq + token * D, d_query * SCALE, inside, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
@@ -411,14 +380,17 @@ def _backward_key(
     image, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
     k_rows = tl.where(kept, _rows(k, k_strides, image, ky, kx, head), pad_k + head * pad_k_stride)
     v_rows = tl.where(kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride)
-    keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
+    keys, values = (
+        load_tokens(k_rows, key < N, D, BLOCK_D),
+        load_tokens(v_rows, key < N, D, BLOCK_D),
+    )
     d_key, d_value = tl.zeros([BLOCK, BLOCK_D], ACC), tl.zeros([BLOCK, BLOCK_D], ACC)
     for start in range(0, N, BLOCK):
         query = start + tl.arange(0, BLOCK)
         _, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
         q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
-        queries = _load(q_rows, inside, D, BLOCK_D)
-        d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
+        queries = load_tokens(q_rows, inside, D, BLOCK_D)
+        d_out = load_tokens(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
         token = ((image * height + y) * width + x) * heads + head
         log_total = tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=inside, other=0.0)
@@ -433,8 +405,8 @@ def _backward_key(
         d_key += dot(d_scores.to(queries.dtype), queries)
     d_key *= SCALE
     token = ((image * height + ky) * width + kx) * heads + head
-    _store(dk + token * D, d_key, kept, D, BLOCK_D)
-    _store(dv + token * D, d_value, kept, D, BLOCK_D)
+    store_tokens(dk + token * D, d_key, kept, D, BLOCK_D)
+    store_tokens(dv + token * D, d_value, kept, D, BLOCK_D)
     partial = ((index.to(tl.int64) * tiles + tile) * heads + head) * D
     _store_padding(dpad_k + partial, d_key, key, kept, WINDOW, D, BLOCK_D)
     _store_padding(dpad_v + partial, d_value, key, kept, WINDOW, D, BLOCK_D)
@@ -464,8 +436,8 @@ def _backward_bias(
         image, y, x, inside, region = _place(query, index, height, width, WINDOW, SHIFT)
         _, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
         q_rows = _query_rows(q, q_strides, image, query, y, x, head, WINDOW, SHARED_QUERY)
-        queries = _load(q_rows, inside, D, BLOCK_D)
-        d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
+        queries = load_tokens(q_rows, inside, D, BLOCK_D)
+        d_out = load_tokens(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
         token = ((image * height + y) * width + x) * heads + head
         log_total = tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=inside, other=0.0)
@@ -475,7 +447,10 @@ def _backward_bias(
         v_rows = tl.where(
             kept, _rows(v, v_strides, image, ky, kx, head), pad_v + head * pad_v_stride
         )
-        keys, values = _load(k_rows, key < N, D, BLOCK_D), _load(v_rows, key < N, D, BLOCK_D)
+        keys, values = (
+            load_tokens(k_rows, key < N, D, BLOCK_D),
+            load_tokens(v_rows, key < N, D, BLOCK_D),
+        )
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E) + tile_bias
         if SHIFT > 0:
             scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
@@ -489,7 +464,7 @@ def _backward_bias(
 @triton.jit(do_not_specialize=['batch', 'height', 'width', 'share'])
 def _backward_whole(
     q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
-    bias, out, lse, dq, dk, dv, dbias, dpad_k, dpad_v, batch, height, width, heads, share,
+    bias, out, lse, dq, dbias, dk, dv, dpad_k, dpad_v, batch, height, width, heads, share,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -526,10 +501,13 @@ def _backward_whole(
             inside, _rows(v, v_strides, image, y, x, head), pad_v + head * pad_v_stride
         )
         at = ((image * height + y) * width + x) * heads + head
-        queries = _load(q_rows, inside, D, BLOCK_D)
-        keys, values = _load(k_rows, token < N, D, BLOCK_D), _load(v_rows, token < N, D, BLOCK_D)
-        d_out = _load(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
-        result = _load(out + at * D, inside, D, BLOCK_D)
+        queries = load_tokens(q_rows, inside, D, BLOCK_D)
+        keys, values = (
+            load_tokens(k_rows, token < N, D, BLOCK_D),
+            load_tokens(v_rows, token < N, D, BLOCK_D),
+        )
+        d_out = load_tokens(_rows(grad, grad_strides, image, y, x, head), inside, D, BLOCK_D)
+        result = load_tokens(out + at * D, inside, D, BLOCK_D)
         d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
         log_total = tl.load(lse + at, mask=inside, other=float('inf')) * LOG2E
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E) + tile_bias
@@ -541,8 +519,8 @@ def _backward_whole(
         d_bias += d_scores
         d_scores = d_scores.to(keys.dtype)
         d_key = dot(tl.trans(d_scores), queries) * SCALE
-        _store(dk + at * D, d_key, inside, D, BLOCK_D)
-        _store(dv + at * D, d_value, inside, D, BLOCK_D)
+        store_tokens(dk + at * D, d_key, inside, D, BLOCK_D)
+        store_tokens(dv + at * D, d_value, inside, D, BLOCK_D)
         if padded:
             padding = (token < N) & ~inside
             d_pad_k += tl.sum(tl.where(padding[:, None], d_key, 0.0), 0)
@@ -550,11 +528,11 @@ def _backward_whole(
         if SHARED_QUERY:
             d_query += dot(d_scores, keys)
         else:
-            _store(dq + at * D, dot(d_scores, keys) * SCALE, inside, D, BLOCK_D)
+            store_tokens(dq + at * D, dot(d_scores, keys) * SCALE, inside, D, BLOCK_D)
     part = split.to(tl.int64) * heads + head
     if SHARED_QUERY:
         to = dq + ((split.to(tl.int64) * N + token) * heads + head) * D
-        _store(to, d_query * SCALE, token < N, D, BLOCK_D)
+        store_tokens(to, d_query * SCALE, token < N, D, BLOCK_D)
     mask = (token[:, None] < N) & (token[None, :] < N)
     tl.store(dbias + part * (N * N) + token[:, None] * N + token[None, :], d_bias, mask=mask)
     channel = tl.arange(0, BLOCK_D)
