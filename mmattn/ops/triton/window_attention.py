@@ -191,11 +191,11 @@ def _heads(*tokens: Tensor):
 
 @triton.jit
 def _program(tiles, batch, height, width, WINDOW: tl.constexpr):
-    """Head, tile and window (counted through the batch) of this program, the window changing first: programs
-    that run at once then read the same tiles of the bias, which are larger than their tokens."""
+    """Head, tile and window (counted through the batch) of this program. The tile changes first and the head
+    last: programs that run at once share the tokens of few windows and the bias of one head."""
     windows = batch * tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
-    index, pair = tl.program_id(0) % windows, tl.program_id(0) // windows
-    return pair // tiles, pair % tiles, index
+    tile, pair = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    return pair // windows, tile, pair % windows
 
 
 @triton.jit
