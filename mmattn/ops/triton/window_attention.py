@@ -9,6 +9,7 @@ window lies in the map, and takes the padding's key and value for those that lie
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -62,7 +63,7 @@ def window_attention_forward(
     lse = torch.empty(k.shape[:-1], dtype=accumulator(q.dtype), device=q.device)
     if out.numel():
         launch = _Launch(q, k, window_size, shift)
-        inputs = (*launch.strided(q, k, v), *_heads(pad_k, pad_v), bias.contiguous())
+        inputs = (*launch.strided(q, k, v), *_heads(pad_k, pad_v), launch.bias(bias))
         with device_of(q):
             launch.run(_forward, launch.windows * launch.tiles, *inputs, out, lse, *launch.sizes)
     return out, lse
@@ -109,7 +110,7 @@ def window_attention_backward(
         dq = torch.empty(batch, launch.query_parts, *q.shape[1:], **kinds)
     else:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    inputs = (*launch.strided(q, k, v, grad), *_heads(pad_k, pad_v), bias.contiguous())
+    inputs = (*launch.strided(q, k, v, grad), *_heads(pad_k, pad_v), launch.bias(bias))
     of_keys = dk, dv, dpad_k, dpad_v
     out, sizes, share = out.contiguous(), launch.sizes, launch.share
     with device_of(q):
@@ -171,6 +172,12 @@ class _Launch:
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """The bias times LOG2E, each row filled up to whole tiles with -inf: keys beyond the window get no
+        weight, and rows of odd windows are aligned for wide loads."""
+        beyond = self.tiles * self.constants['BLOCK'] - bias.shape[2]
+        return F.pad(bias * LOG2E.value, (0, beyond), value=float('-inf'))
 
     def run(self, kernel, programs: int, *arguments):
         """Run that many programs of a kernel for each head."""
@@ -249,12 +256,12 @@ def _store_padding(
 
 
 @triton.jit
-def _load_bias(bias, head, query, key, WINDOW: tl.constexpr):
-    """The bias of a tile of scores times LOG2E, -inf for keys beyond the window. Queries beyond it repeat the
-    last one: they get scores like others, and what comes of them is not stored."""
+def _load_bias(bias, head, query, key, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of what :meth:`_Launch.bias` makes. Queries beyond the window repeat the last one: they get scores
+    like others, and what comes of them is not stored."""
     N: tl.constexpr = WINDOW * WINDOW
-    address = bias + head * (N * N) + tl.minimum(query, N - 1) * N + key
-    return tl.load(address, mask=(key < N) & (query >= 0), other=float('-inf')) * LOG2E
+    ROW: tl.constexpr = tl.cdiv(N, BLOCK) * BLOCK
+    return tl.load(bias + (head * N + tl.minimum(query, N - 1)) * ROW + key)
 
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
@@ -291,7 +298,7 @@ def _forward(
             load_tokens(v_rows, key < N, D, BLOCK_D),
         )
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
-        scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
+        scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW, BLOCK)
         if SHIFT > 0:
             scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
         new_most = tl.maximum(most, tl.max(scores, 1))
@@ -347,7 +354,7 @@ def _backward_query(
             load_tokens(v_rows, key < N, D, BLOCK_D),
         )
         scores = dot(queries, tl.trans(keys)) * (SCALE * LOG2E)
-        scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
+        scores += _load_bias(bias, head, query[:, None], key[None, :], WINDOW, BLOCK)
         if SHIFT > 0:
             scores += tl.where(region[:, None] == key_region[None, :], 0.0, -100.0 * LOG2E)
         p = tl.exp2(scores - log_total[:, None])
@@ -396,7 +403,7 @@ def _backward_key(
         d_total = tl.load(delta + token, mask=inside, other=0.0)
         # Keys down, queries across: the weights are then the left operand of both sums over the queries.
         scores = dot(keys, tl.trans(queries)) * (SCALE * LOG2E)
-        scores += tl.trans(_load_bias(bias, head, query[:, None], key[None, :], WINDOW))
+        scores += tl.trans(_load_bias(bias, head, query[:, None], key[None, :], WINDOW, BLOCK))
         if SHIFT > 0:
             scores += tl.where(key_region[:, None] == region[None, :], 0.0, -100.0 * LOG2E)
         p = tl.exp2(scores - log_total[None, :])
@@ -429,7 +436,7 @@ def _backward_bias(
     tile = tl.program_id(0) % tiles
     query = tile // key_tiles * BLOCK + tl.arange(0, BLOCK)
     key = tile % key_tiles * BLOCK + tl.arange(0, BLOCK)
-    tile_bias = _load_bias(bias, head, query[:, None], key[None, :], WINDOW)
+    tile_bias = _load_bias(bias, head, query[:, None], key[None, :], WINDOW, BLOCK)
     d_bias = tl.zeros([BLOCK, BLOCK], ACC)
     windows = batch * tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
     for index in range(split * share, tl.minimum((split + 1) * share, windows)):
@@ -478,7 +485,7 @@ def _backward_whole(
     ACC: tl.constexpr = lse.dtype.element_ty
     head, split = tl.program_id(0) % heads, tl.program_id(0) // heads
     token = tl.arange(0, BLOCK)
-    tile_bias = _load_bias(bias, head, token[:, None], token[None, :], WINDOW)
+    tile_bias = _load_bias(bias, head, token[:, None], token[None, :], WINDOW, BLOCK)
     d_bias = tl.zeros([BLOCK, BLOCK], ACC)
     d_query = tl.zeros([BLOCK, BLOCK_D], ACC)
     d_pad_k, d_pad_v = tl.zeros([BLOCK_D], ACC), tl.zeros([BLOCK_D], ACC)
