@@ -67,13 +67,14 @@ SHARED_MEMORY = 99 * 1024
 
 
 def window_inputs(batch, height, width, heads, d, window, shared, dtype, special=''):
-    """q, k and v are views of one tensor, as in the modules."""
+    """q, k and v are views of one tensor, and the bias has its heads innermost, as in the modules."""
     dtype = getattr(torch, dtype)
     draw = drawer(dtype)
     q, k, v = draw(batch, height, width, 3, heads, d).unbind(3)
     if shared:
         q = draw(batch, window, window, heads, d)
-    bias = draw(heads, window**2, window**2).to(torch.promote_types(dtype, torch.float32))
+    bias = draw(window**2, window**2, heads).permute(2, 0, 1)
+    bias = bias.to(torch.promote_types(dtype, torch.float32))
     if 'scores' in special:
         bias += 1e4 - 2e4 * (torch.arange(window**2) % 2)[:, None]
     pad_k, pad_v = draw(2, heads, d) * (torch.nan if 'NaN' in special else 1)

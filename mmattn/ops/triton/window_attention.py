@@ -110,7 +110,8 @@ def window_attention_backward(
         dq = torch.empty(batch, launch.query_parts, *q.shape[1:], **kinds)
     else:
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    inputs = (*launch.strided(q, k, v, grad), *_heads(pad_k, pad_v), launch.bias(bias))
+    maps = *launch.strided(q, k, v, grad), *_heads(pad_k, pad_v)
+    inputs = *maps, launch.bias(bias)
     of_keys = dk, dv, dpad_k, dpad_v
     out, sizes, share = out.contiguous(), launch.sizes, launch.share
     with device_of(q):
@@ -122,7 +123,8 @@ def window_attention_backward(
             programs = launch.windows * launch.tiles
             delta = torch.empty(lse.shape, **kinds)
             launch.run(_backward_query, programs, *inputs, out, lse, delta, dq, *sizes)
-            launch.run(_backward_key, programs, *inputs, lse, delta, *of_keys, *sizes)
+            by_key = *maps, launch.bias(bias.transpose(1, 2))
+            launch.run(_backward_key, programs, *by_key, lse, delta, *of_keys, *sizes)
             programs = parts * launch.tiles**2
             launch.run(_backward_bias, programs, *inputs, lse, delta, dbias, *sizes, share)
     if shared:
@@ -174,10 +176,10 @@ class _Launch:
         )
 
     def bias(self, bias: Tensor) -> Tensor:
-        """The bias times LOG2E, each row filled up to whole tiles with -inf: keys beyond the window get no
-        weight, and rows of odd windows are aligned for wide loads."""
+        """The bias, or its transpose, times LOG2E, each row filled up to whole tiles with -inf: what is beyond the
+        window gets no weight, and rows of odd windows are aligned for wide loads."""
         beyond = self.tiles * self.constants['BLOCK'] - bias.shape[2]
-        return F.pad(bias * LOG2E.value, (0, beyond), value=float('-inf'))
+        return F.pad(bias * LOG2E.value, (0, beyond), value=float('-inf')).contiguous()
 
     def run(self, kernel, programs: int, *arguments):
         """Run that many programs of a kernel for each head."""
@@ -256,12 +258,12 @@ def _store_padding(
 
 
 @triton.jit
-def _load_bias(bias, head, query, key, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of what :meth:`_Launch.bias` makes. Queries beyond the window repeat the last one: they get scores
-    like others, and what comes of them is not stored."""
+def _load_bias(bias, head, row, column, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of what :meth:`_Launch.bias` makes. Rows beyond the window repeat the last one: these tokens get
+    scores like others, and what comes of them is not stored."""
     N: tl.constexpr = WINDOW * WINDOW
     ROW: tl.constexpr = tl.cdiv(N, BLOCK) * BLOCK
-    return tl.load(bias + (head * N + tl.minimum(query, N - 1)) * ROW + key)
+    return tl.load(bias + (head * N + tl.minimum(row, N - 1)) * ROW + column)
 
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
@@ -376,7 +378,8 @@ def _backward_key(
 ):  # fmt: skip
     """The gradients of one tile of keys and values of one window and head.
 
-    Those of the padding are summed for each tile, (windows, tiles, heads, D).
+    Here the bias comes with keys down, too. The gradients of the padding are summed for each tile, (windows,
+    tiles, heads, D).
     """
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
@@ -403,7 +406,7 @@ def _backward_key(
         d_total = tl.load(delta + token, mask=inside, other=0.0)
         # Keys down, queries across: the weights are then the left operand of both sums over the queries.
         scores = dot(keys, tl.trans(queries)) * (SCALE * LOG2E)
-        scores += tl.trans(_load_bias(bias, head, query[:, None], key[None, :], WINDOW, BLOCK))
+        scores += _load_bias(bias, head, key[:, None], query[None, :], WINDOW, BLOCK)
         if SHIFT > 0:
             scores += tl.where(key_region[:, None] == region[None, :], 0.0, -100.0 * LOG2E)
         p = tl.exp2(scores - log_total[None, :])
