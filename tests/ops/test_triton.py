@@ -1,0 +1,73 @@
+"""The Triton kernels, on machines without a GPU: interpreted for their values, compiled for what GPUs accept."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ops import triton_cases
+
+ROOT = Path(__file__).parents[2]
+VALUES = [
+    *(f'window-{name}' for name in triton_cases.WINDOWS),
+    *(f'deformed-{name}' for name in triton_cases.DEFORMED),
+    'large-table',
+    'repeated',
+]
+
+
+class Run:
+    """The cases of one process, which has been started and is waited for where a result is asked for."""
+
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, triton_cases.__file__, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.results = None
+
+    def check(self, name):
+        if self.results is None:
+            out, self.error = self.process.communicate()
+            self.results = dict(json.loads(line) for line in out.splitlines())
+        assert name in self.results, self.error
+        assert self.results[name] is None, self.results[name]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    if importlib.util.find_spec('triton') is None:
+        pytest.fail(
+            'triton is not installed, and the kernels in it are untested: pip install triton'
+        )
+    environment = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
+    path = os.pathsep.join(filter(None, (str(ROOT), environment.get('PYTHONPATH'))))
+    # A cache of its own: what an earlier run compiled would hide what this one cannot.
+    cache = str(tmp_path_factory.mktemp('triton'))
+    environment |= dict(PYTHONPATH=path, TRITON_CACHE_DIR=cache, OMP_NUM_THREADS='1')
+    started = {'values': Run('values', **environment, TRITON_INTERPRET='1')}
+    for architecture in triton_cases.ARCHITECTURES:
+        started[architecture] = Run('compile', str(architecture), **environment)
+    yield started
+    for run in started.values():
+        run.process.kill()
+        run.process.wait()
+
+
+# bfloat16 is only compiled below: the interpreter's tl.dot of it is wrong (Triton 3.7.1), others are right.
+@pytest.mark.parametrize('name', VALUES)
+def test_values_and_gradients_are_the_literal_ones(runs, name):
+    runs['values'].check(name)
+
+
+@pytest.mark.parametrize('dtype', triton_cases.COMPILED_TYPES)
+@pytest.mark.parametrize('name', triton_cases.COMPILED)
+@pytest.mark.parametrize('architecture', triton_cases.ARCHITECTURES)
+def test_compiles_within_shared_memory_once_for_all_image_sizes(runs, architecture, name, dtype):
+    runs[architecture].check(f'{name}-{dtype}')
