@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -96,13 +97,20 @@ def _load(device: str) -> Backend:
     path = Path(__file__).with_name(LIBRARIES[device])
     if device == 'cuda' and torch.version.cuda is None:
         return Backend(problem='this torch is a CPU build')
+    if device == 'cuda' and importlib.util.find_spec('triton') is None:
+        return Backend(problem='triton is not installed: pip install triton')
     if not path.exists():
         return Backend(problem=f'{path.name} was not built with the package')
     try:
         torch.ops.load_library(path)
     except OSError as error:
         return Backend(problem=f'{path.name} does not load: {error}')
-    return Backend(instructions=torch.ops.mmattn.instruction_set() if device == 'cpu' else '')
+    if device == 'cpu':
+        return Backend(instructions=torch.ops.mmattn.instruction_set())
+    from . import triton  # here, because it needs triton
+
+    triton.register('CUDA')
+    return Backend()
 
 
 torch.library.define('mmattn::instruction_set', '() -> str')

@@ -16,6 +16,7 @@ VALUES = [
     *(f'deformed-{name}' for name in triton_cases.DEFORMED),
     'large-table',
     'repeated',
+    'registered',
 ]
 
 
@@ -47,7 +48,9 @@ def runs(tmp_path_factory):
             'triton is not installed, and the kernels in it are untested: pip install triton'
         )
     environment = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
-    path = os.pathsep.join(filter(None, (str(ROOT), environment.get('PYTHONPATH'))))
+    path = os.pathsep.join(
+        filter(None, (str(ROOT), str(ROOT / 'tests'), environment.get('PYTHONPATH')))
+    )
     # A cache of its own: what an earlier run compiled would hide what this one cannot.
     cache = str(tmp_path_factory.mktemp('triton'))
     environment |= dict(PYTHONPATH=path, TRITON_CACHE_DIR=cache, OMP_NUM_THREADS='1')

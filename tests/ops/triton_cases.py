@@ -122,7 +122,7 @@ def check(actual, expected, inputs, dtype):
     for x, like in zip(actual[1:], inputs, strict=False):
         assert x.dtype == like.dtype and x.shape == like.shape
     for x, e in zip(actual, expected, strict=True):
-        assert x.is_contiguous() and x.shape == e.shape and x.isfinite().all()
+        assert x.shape == e.shape and x.isfinite().all()
         error, size = (x.double() - e).abs(), e.abs()
         if not e.numel():
             continue
@@ -157,7 +157,7 @@ def window_values(batch, height, width, heads, d, window, shift, shared, dtype, 
 
 
 def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, special):
-    from mmattn.ops import deform_attention, deform_bias
+    from mmattn.ops import deform_attention_reference, deform_bias
     from mmattn.ops.triton import deform_attention_backward, deform_attention_forward
 
     inputs = deform_inputs(batch, heads, queries, keys, d, groups, table, dtype, spread, special)
@@ -167,7 +167,7 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
     actual = out, *deform_attention_backward(grad, *inputs, out, lse, scale)
 
     def literal(*tensors):
-        return deform_attention(*tensors, scale)
+        return deform_attention_reference(*tensors, scale)
 
     if batch:  # grid_sample takes no empty batch
         check(actual, differentiate(literal, inputs, grad, 3), inputs, dtype)
@@ -176,6 +176,42 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
         check((lse,), (scores.logsumexp(-1),), (), dtype)
     else:
         assert [x.shape for x in actual] == [inputs[0].shape, *(t.shape for t in inputs[:3])]
+
+
+def registered():
+    """The dispatcher's way to the kernels, with the table's and the positions' gradients from the CUDA kernel."""
+    import cuda_on_host
+
+    from mmattn import ops
+    from mmattn.ops import triton
+
+    triton.register('CPU')
+    by_position = cuda_on_host.operators().deform_bias_backward
+    torch.library.impl('mmattn::deform_bias_backward', 'CPU')(by_position)
+
+    def compare(function, literal, inputs):
+        grad = drawer(inputs[0].dtype)(*literal(*inputs).shape)
+        results = []
+        for f in (function, literal):
+            leaves = [t.detach().clone().requires_grad_() for t in inputs]
+            out = f(*leaves)
+            gradients = torch.autograd.grad(out, leaves, grad, materialize_grads=True)
+            results.append((out, *gradients))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+    q, k, v, table, grid, positions = deform_inputs(1, 2, 6, 5, 8, 1, (7, 5), 'float64')
+    compare(
+        lambda q, k, v, table, at: ops.deform_attention(q, k, v, table, grid, at, 0.5),
+        lambda q, k, v, table, at: ops.deform_attention_reference(q, k, v, table, grid, at, 0.5),
+        (q, k, v, table, positions),
+    )
+    inputs = window_inputs(1, 5, 7, 2, 8, 3, False, 'float64')
+    compare(
+        lambda q, k, v, bias, *pads: ops.window_attention(q, k, v, bias, 3, 1, *pads),
+        lambda q, k, v, bias, *pads: ops.window_attention_reference(q, k, v, bias, 3, 1, *pads),
+        inputs,
+    )
 
 
 def large_table():
@@ -257,6 +293,7 @@ def value_cases():
         yield f'deformed-{name}', deform_values, case
     yield 'large-table', large_table, ()
     yield 'repeated', repeated, ()
+    yield 'registered', registered, ()  # last: it takes the CPU's kernels away
 
 
 def compile_cases(architecture):

@@ -50,14 +50,15 @@ def deform_attention_forward(
 
     Returns:
         The attention, (B, heads, Nq, d) in the dtype of ``v``, and the log-sum-exp of each query's scores,
-        (B, heads, Nq) in the dtype of ``table``; both contiguous.
+        (B, heads, Nq) in the dtype of ``table``. A query's heads lie side by side, as its projection wants them.
     """
-    out = torch.empty(q.shape, dtype=v.dtype, device=v.device)
+    batch, heads, num_queries, d = q.shape
+    out = torch.empty(batch, num_queries, heads, d, dtype=v.dtype, device=v.device).transpose(1, 2)
     lse = torch.empty(q.shape[:-1], dtype=accumulator(q.dtype), device=q.device)
     if out.numel():
         inputs, sizes, by_query, _ = _launch(q, k, v, table, query_grid, key_positions, scale)
         with device_of(q):
-            by_query.run(_forward, *inputs, out, lse, *sizes)
+            by_query.run(_forward, *inputs, out, out.stride()[:3], lse, *sizes)
     return out, lse
 
 
@@ -91,7 +92,8 @@ def deform_attention_backward(
     delta = torch.empty(lse.shape, dtype=lse.dtype, device=lse.device)
     inputs = (*inputs, grad, grad.stride()[:3])
     with device_of(q):
-        by_query.run(_backward_query, *inputs, out.contiguous(), lse, delta, dq, *sizes)
+        result = last_contiguous(out)
+        by_query.run(_backward_query, *inputs, result, result.stride()[:3], lse, delta, dq, *sizes)
         by_key.run(_backward_key, *inputs, lse, delta, dk, dv, *sizes)
     return dq, dk, dv
 
@@ -211,7 +213,7 @@ def _load_pair(pairs, at):
 
 @triton.jit(do_not_specialize=['num_queries', 'num_keys', 'table_height', 'table_width'])
 def _forward(
-    q, q_strides, k, k_strides, v, v_strides, pairs, grid, positions, out, lse,
+    q, q_strides, k, k_strides, v, v_strides, pairs, grid, positions, out, out_strides, lse,
     num_queries, num_keys, table_height, table_width, heads, heads_per_group,
     SCALE: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -247,13 +249,14 @@ def _forward(
         most = new_most
     token = (image * heads + head) * num_queries + query
     tl.store(lse + token, (most + tl.log2(total)) / LOG2E, mask=valid)
-    store_tokens(out + token * D, result / total[:, None], valid, D, BLOCK_D)
+    rows = _rows(out, out_strides, image, head, query)
+    store_tokens(rows, result / total[:, None], valid, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=['num_queries', 'num_keys', 'table_height', 'table_width'])
 def _backward_query(
     q, q_strides, k, k_strides, v, v_strides, pairs, grid, positions, grad, grad_strides,
-    out, lse, delta, dq,
+    out, out_strides, lse, delta, dq,
     num_queries, num_keys, table_height, table_width, heads, heads_per_group,
     SCALE: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -269,7 +272,7 @@ def _backward_query(
     d_out = load_tokens(_rows(grad, grad_strides, image, head, query), valid, D, BLOCK_D)
     y, x = _points(grid, query, valid)
     token = (image * heads + head) * num_queries + query
-    result = load_tokens(out + token * D, valid, D, BLOCK_D)
+    result = load_tokens(_rows(out, out_strides, image, head, query), valid, D, BLOCK_D)
     d_total = tl.sum(d_out.to(ACC) * result.to(ACC), 1)
     tl.store(delta + token, d_total, mask=valid)
     log_total = (

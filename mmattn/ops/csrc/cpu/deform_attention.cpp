@@ -248,10 +248,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Shape s(q, k, table, key_positions);
   const ScalarType dtype = v.scalar_type(), accumulate = accumulate_dtype(dtype);
-  const auto map = [&](int64_t tokens) {
-    return torch::stable::transpose(empty({s.batch, tokens, s.heads, s.d}, v, dtype), 1, 2);
-  };
-  Tensor dq = map(s.queries), dk = map(s.keys), dv = map(s.keys);
+  Tensor dq = empty({s.batch, s.heads, s.queries, s.d}, v, dtype);
+  Tensor dk = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
+  Tensor dv = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
   // Shares of the images in the gradient of the table, and of a group's heads in that of the positions.
   Tensor table_parts = empty({s.batch, s.heads, s.table_height, s.table_width}, v, accumulate);
   Tensor position_parts = zeros({s.batch, s.groups, s.heads / s.groups, s.keys, 2}, v, accumulate);
