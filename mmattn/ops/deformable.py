@@ -80,6 +80,7 @@ register(
     low_precision=[],
     # Four multiply-adds a number are too few to count beside the products of attention.
     flops=lambda x, positions: 0,
+    nondeterministic_backward=['cuda'],  # atomic additions to the map's gradient
 )
 
 

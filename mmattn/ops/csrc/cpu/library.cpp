@@ -24,6 +24,7 @@
 #define REGISTER(isa)               \
   OPERATOR(isa, deform_attention);  \
   OPERATOR(isa, deform_sample);     \
+  OPERATOR(isa, quadtree_level);    \
   OPERATOR(isa, window_attention)
 
 namespace {
