@@ -71,6 +71,31 @@ struct QuadtreeOutputs {
   }
 };
 
+struct QuadtreeGradients {
+  Tensor queries, keys, values, parent_scores;  // of keys and values (B, heads, M, d), to be summed up
+
+  QuadtreeGradients(const QuadtreeShape& s, const Tensor& like, bool type_a) {
+    const ScalarType dtype = like.scalar_type(), accumulate = accumulate_dtype(dtype);
+    const int64_t count = FAMILY * s.key_families;
+    queries = heads_outermost(empty({s.batch, s.heads, s.parents, FAMILY, s.depth}, like, dtype));
+    keys = zeros({s.batch, s.heads, count, s.depth}, like, accumulate);
+    values = zeros({s.batch, s.heads, count, s.depth}, like, accumulate);
+    parent_scores = empty({0}, like, accumulate);
+    if (!type_a) return;
+    parent_scores = empty({s.batch, s.heads, s.parents, s.families}, like, accumulate);
+    parent_scores =
+        torch::stable::transpose(torch::stable::transpose(parent_scores, 1, 2), 2, 3);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor, Tensor> returned(ScalarType dtype) const {
+    return {
+        queries,
+        torch::stable::transpose(torch::stable::to(keys, dtype), 1, 2),
+        torch::stable::transpose(torch::stable::to(values, dtype), 1, 2),
+        parent_scores};
+  }
+};
+
 // A view of a tensor that may not be there, or that is empty in place of that: then its data is null.
 template <class T, int D>
 View<T, D> optional_view(const Tensor& x) {

@@ -20,80 +20,86 @@ inline OrderOf<A> order_of(A x) {
   return bits ^ ((bits >> (8 * sizeof(A) - 1)) & std::numeric_limits<Order>::max());
 }
 
-// Chooses by the order alone, and without branches on it: a partial sort's are mispredicted all the time.
+// Chooses with vectors and without branches on the numbers: those of a partial sort are mispredicted.
 template <class A>
 class Choice {
-  using Order = OrderOf<A>;
-
  public:
+  using Order = OrderOf<A>;
+  // Of a candidate that comes after all others.
+  static constexpr Order LAST = std::numeric_limits<Order>::min() + 1;
+
   Choice(int64_t candidates, int64_t kept)
       : candidates_(candidates),
         kept_(kept),
-        // One more, as what is not taken is overwritten by what is next.
-        order(kept == 0 ? 0 : candidates),
-        taken_(kept == 0 ? 0 : candidates + 1),
-        places(kept) {}
+        padded_(pad_to_lanes<Order>(candidates)),
+        order_(kept == 0 ? 0 : padded_),
+        taken_(kept == 0 ? 0 : candidates + 1),  // what is not taken is overwritten by what is next
+        own_(pad_to_lanes<Order>(kept)),
+        before_(own_.size()),
+        places_(kept) {
+    own_.fill(NOTHING);
+  }
 
- private:
-  const int64_t candidates_, kept_;
+  // To be filled in for all candidates.
+  Order* order() const { return order_; }
 
- public:
-  const Buffer<Order> order;  // of the candidates, to be filled in
-
- private:
-  const Buffer<int32_t> taken_;
-
- public:
-  const Buffer<int32_t> places;  // that were chosen, the greatest first
-
-  // Overwrites `order`.
-  void choose() const {
+  // The places of those that are kept, the greatest first.
+  const int32_t* choose() const {
+    for (int64_t n = candidates_; n < padded_; ++n) order_[n] = NOTHING;
+    const Order* all = order_;
     const Order least = least_taken();
-    const Order* all = order;
-    int64_t equals = kept_ - count([=](Order x) { return x > least; });
-    // In the order of their places.
+    int64_t equals = kept_ - count_if([=](Vec<Order> x) { return x > least; });
+    const bool all_equals = count_if([=](Vec<Order> x) { return x >= least; }) == kept_;
     int64_t taken = 0;
-    for (int64_t n = 0; n < candidates_; ++n) {
-      const bool is_equal = all[n] == least && equals > 0;
-      equals -= is_equal;
-      taken_[taken] = static_cast<int32_t>(n);
-      taken += all[n] > least || is_equal;
+    if (all_equals) {
+      for (int64_t n = 0; n < candidates_; ++n) {
+        taken_[taken] = static_cast<int32_t>(n);
+        taken += all[n] >= least;
+      }
+    } else {
+      for (int64_t n = 0; n < candidates_; ++n) {
+        const bool is_equal = all[n] == least && equals > 0;
+        equals -= is_equal;
+        taken_[taken] = static_cast<int32_t>(n);
+        taken += all[n] > least || is_equal;
+      }
     }
-    if (kept_ > MOST_COUNTED)
+    if (kept_ > MOST_RANKED)
       sort();
     else
       rank();
+    return places_;
   }
 
  private:
+  static constexpr Order NOTHING = std::numeric_limits<Order>::min();
   // Up to so many are sorted by counting for each how many come before it.
-  static constexpr int64_t MOST_COUNTED = 128;
+  static constexpr int64_t MOST_RANKED = 128;
 
   template <class F>
-  int64_t count(const F& holds) const {
-    const Order* all = order;
-    Order sum = 0;
-    for (int64_t n = 0; n < candidates_; ++n) sum += holds(all[n]) ? 1 : 0;
-    return sum;
+  int64_t count_if(const F& holds) const {
+    Vec<Order> sum = {};
+    for (int64_t n = 0; n < padded_; n += LANES<Order>)
+      sum -= holds(load<Order>(order_ + n));  // true is -1
+    return sum_of_lanes<Order>(sum);
   }
 
-  // The kept-th greatest, by bisection; or another number that as many are not below.
+  // By bisection: the kept-th greatest, or a lower number than that which exactly as many are not below.
   Order least_taken() const {
-    const Order* all = order;
-    Order low = all[0], high = all[0];
+    Order low = order_[0], high = order_[0];
     for (int64_t n = 1; n < candidates_; ++n) {
-      low = std::min(low, all[n]);
-      high = std::max(high, all[n]);
+      low = std::min(low, order_[n]);
+      high = std::max(high, order_[n]);
     }
     using Distance = std::make_unsigned_t<Order>;
-    int64_t above = candidates_;  // that are not below `low`
-    while (low < high && above != kept_) {
+    int64_t not_below = candidates_;
+    while (low < high && not_below != kept_) {
       const Distance half = (static_cast<Distance>(high) - static_cast<Distance>(low) - 1) / 2 + 1;
       const Order middle = static_cast<Order>(static_cast<Distance>(low) + half);
-      const int64_t not_below = count([=](Order x) { return x >= middle; });
-      if (not_below >= kept_) {
+      const int64_t count = count_if([=](Vec<Order> x) { return x >= middle; });
+      if (count >= kept_) {
         low = middle;
-        above = not_below;
+        not_below = count;
       } else {
         high = middle - 1;
       }
@@ -102,24 +108,33 @@ class Choice {
   }
 
   void rank() const {
-    Order* own = order;  // taken_ ascends, so that nothing is overwritten before it is read
-    for (int64_t r = 0; r < kept_; ++r) own[r] = own[taken_[r]];
-    for (int64_t r = 0; r < kept_; ++r) {
-      const Order mine = own[r];
-      Order before = 0;
-      for (int64_t n = 0; n < r; ++n) before += own[n] >= mine ? 1 : 0;
-      for (int64_t n = r + 1; n < kept_; ++n) before += own[n] > mine ? 1 : 0;
-      places[before] = taken_[r];
+    for (int64_t r = 0; r < kept_; ++r) own_[r] = order_[taken_[r]];
+    for (int64_t first = 0; first < kept_; first += LANES<Order>) {
+      const Vec<Order> mine = load<Order>(own_ + first);
+      Vec<Order> before = {}, place;
+      for (int64_t l = 0; l < LANES<Order>; ++l) place[l] = static_cast<Order>(first + l);
+      for (int64_t r = 0; r < kept_; ++r) {
+        const Vec<Order> other = Vec<Order>{} + own_[r];
+        before -= (other > mine) | ((other == mine) & (place > static_cast<Order>(r)));
+      }
+      store<Order>(before_ + first, before);
     }
+    for (int64_t r = 0; r < kept_; ++r) places_[before_[r]] = taken_[r];
   }
 
   void sort() const {
-    std::copy_n(static_cast<int32_t*>(taken_), kept_, static_cast<int32_t*>(places));
-    const Order* all = order;
-    std::sort(places + 0, places + kept_, [=](int32_t a, int32_t b) {
+    const Order* all = order_;
+    std::copy_n(&taken_[0], kept_, &places_[0]);
+    std::sort(&places_[0], &places_[0] + kept_, [=](int32_t a, int32_t b) {
       return all[a] > all[b] || (all[a] == all[b] && a < b);
     });
   }
+
+  int64_t candidates_, kept_, padded_;
+  Buffer<Order> order_;
+  Buffer<int32_t> taken_;  // the places of those that are kept, ascending
+  Buffer<Order> own_, before_;  // their orders, and how many come before each
+  Buffer<int32_t> places_;
 };
 
 }  // namespace

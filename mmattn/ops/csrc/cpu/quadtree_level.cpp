@@ -126,21 +126,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
         if (type_a) scale_families<A>(p, own_scores, s, at);
 
         for (int query = 0; query < (s.kept > 0 ? FAMILY : 0); ++query) {
-          for (int64_t n = 0; n < s.candidates; ++n)
-            choice.order[n] = order_of(p[candidates.place(query, n)]);
+          OrderOf<A>* order = choice.order();
+          for (int64_t i = 0; i < s.families; ++i)
+            for (int c = 0; c < FAMILY; ++c)
+              order[i * FAMILY + c] = order_of(p[i * PAIRS + query * FAMILY + c]);
           if (candidates.padded())
             for (int64_t n = 0; n < s.candidates; ++n)
-              if (candidates.outside(n)) choice.order[n] = std::numeric_limits<OrderOf<A>>::min();
-          choice.choose();
-          for (int64_t r = 0; r < s.kept; ++r) {
-            const int32_t n = choice.places[r];
-            A& probability = p[candidates.place(query, n)];
-            *index.at(at.b, at.p, query, r, at.h) = FAMILY * own[n / FAMILY] + n % FAMILY;
-            if (score.data != nullptr) *score.at(at.b, at.p, query, r, at.h) = probability;
-            if (!type_a) continue;
-            *kept.at(at.b, at.h, at.p, query, r) = n;
-            probability = 0;  // the message leaves it to the next level
-          }
+              if (candidates.outside(n)) order[n] = choice.LAST;
+          const int32_t* places = choice.choose();
+          int64_t* to_index = index.at(at.b, at.p, query, 0, at.h);
+          for (int64_t r = 0; r < s.kept; ++r)
+            to_index[r * index.stride[3]] = FAMILY * own[places[r] / FAMILY] + places[r] % FAMILY;
+          if (score.data == nullptr) continue;
+          A* to_score = score.at(at.b, at.p, query, 0, at.h);
+          for (int64_t r = 0; r < s.kept; ++r)
+            to_score[r * score.stride[3]] = p[candidates.place(query, places[r])];
+          if (!type_a) continue;
+          std::copy_n(places, s.kept, kept.at(at.b, at.h, at.p, query));
+          for (int64_t r = 0; r < s.kept; ++r)
+            p[candidates.place(query, places[r])] = 0;  // the message leaves it to the next level
         }
 
         weigh(p, v, s, rows);
@@ -175,30 +179,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
   const Tensor queries = with_dense_rows(queries_in), keys = with_dense_rows(keys_in),
                values = with_dense_rows(values_in), upstream = with_dense_rows(grad_messages_in);
   const bool type_a = parent_scores.has_value();
-  const ScalarType dtype = values.scalar_type(), accumulate = accumulate_dtype(dtype);
-  const int64_t count = FAMILY * s.key_families;
-  Tensor dqueries =
-      heads_outermost(empty({s.batch, s.heads, s.parents, FAMILY, s.depth}, queries, dtype));
-  Tensor dkeys = zeros({s.batch, s.heads, count, s.depth}, keys, accumulate);
-  Tensor dvalues = zeros({s.batch, s.heads, count, s.depth}, keys, accumulate);
-  Tensor dparent_scores = type_a
-      ? torch::stable::transpose(
-            torch::stable::transpose(
-                empty({s.batch, s.heads, s.parents, s.families}, keys, accumulate), 1, 2),
-            2,
-            3)
-      : empty({0}, keys, accumulate);
+  const QuadtreeGradients out(s, values, type_a);
   std::atomic<bool> wrong = false;
-  dispatch(dtype, [&](auto type) {
+  dispatch(values.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
     const auto q = view<const T, 5>(queries), grad = view<const T, 5>(upstream);
     const auto own_scores = optional_view<const A, 4>(parent_scores);
     const auto score_grad = optional_view<const A, 5>(grad_scores);
     const auto chosen = optional_view<const int32_t, 5>(kept);
-    const auto query_grad = view<T, 5>(dqueries);
-    const auto key_grad = view<A, 4>(dkeys), value_grad = view<A, 4>(dvalues);
-    const auto own_score_grad = optional_view<A, 4>(dparent_scores);
+    const auto query_grad = view<T, 5>(out.queries);
+    const auto key_grad = view<A, 4>(out.keys), value_grad = view<A, 4>(out.values);
+    const auto own_score_grad = optional_view<A, 4>(out.parent_scores);
     const int64_t width = pad_to_lanes<A>(s.depth), numbers = PAIRS * s.families;
     const A scale = 1 / std::sqrt(static_cast<A>(s.depth));
 
@@ -310,11 +302,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     }
   });
   check_parents(wrong, s);
-  return {
-      dqueries,
-      torch::stable::transpose(torch::stable::to(dkeys, dtype), 1, 2),
-      torch::stable::transpose(torch::stable::to(dvalues, dtype), 1, 2),
-      dparent_scores};
+  return out.returned(values.scalar_type());
 }
 
 }  // namespace mmattn::MMATTN_ISA
