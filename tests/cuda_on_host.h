@@ -88,6 +88,18 @@ V exchange(V value, int lane) {
   return value;
 }
 
+// f(values that the lanes of the warp gave to the same call, number of lanes).
+template <class F>
+auto over_warp(uint64_t value, const F& f) {
+  const size_t first = block.current / WARP_LANES * WARP_LANES;
+  block.exchanged[block.current] = value;
+  warp_wait();
+  const int lanes = static_cast<int>(std::min<size_t>(WARP_LANES, block.fibres.size() - first));
+  const auto result = f(&block.exchanged[first], lanes);
+  warp_wait();
+  return result;
+}
+
 inline int lane() { return static_cast<int>(block.current % WARP_LANES); }
 
 inline void enter() {
@@ -145,10 +157,18 @@ V __shfl_down_sync(unsigned, V value, int delta) {
   return cuda_on_host::exchange(value, lane < cuda_on_host::WARP_LANES ? lane : lane - delta);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  unsigned votes = 0;
-  for (int i = 0; i < cuda_on_host::WARP_LANES; ++i)
-    votes |= static_cast<unsigned>(cuda_on_host::exchange(predicate != 0 ? 1 : 0, i)) << i;
-  return votes;
+  return cuda_on_host::over_warp(predicate != 0 ? 1 : 0, [](const uint64_t* of_lane, int lanes) {
+    unsigned votes = 0;
+    for (int i = 0; i < lanes; ++i) votes |= static_cast<unsigned>(of_lane[i]) << i;
+    return votes;
+  });
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  return cuda_on_host::over_warp(value, [](const uint64_t* of_lane, int lanes) {
+    int sum = 0;
+    for (int i = 0; i < lanes; ++i) sum += static_cast<int>(of_lane[i]);
+    return sum;
+  });
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
