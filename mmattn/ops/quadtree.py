@@ -57,7 +57,7 @@ def quadtree_root(
         messages = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return messages.transpose(1, 2), None, None
     p = _softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), padding)
-    kept = None if topk is None else _choose(p, topk, padding)
+    kept = None if topk is None else _choose_without_sorting(p, topk, padding)
     messages = _message(p, v, kept, attn_type).transpose(1, 2)
     if kept is None:
         return messages, None, None
@@ -275,6 +275,19 @@ def _choose(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
     if padding is not None:
         p = p.masked_fill(padding, -1)  # after probabilities that have underflowed to 0
     return p.sort(dim=-1, descending=True, stable=True).indices[..., :topk]
+
+
+def _choose_without_sorting(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
+    """:func:`_choose` of probabilities, by numbers that have no equals: their bits, then the place from behind."""
+    if p.dtype != torch.float32:
+        return _choose(p, topk, padding)
+    p = p.detach()
+    if padding is not None:
+        p = p.masked_fill(padding, -1)
+    count = p.shape[-1]
+    from_behind = torch.arange(count - 1, -1, -1, device=p.device)
+    unequal = p.view(torch.int32).to(torch.int64) * 2**32 + from_behind
+    return unequal.topk(min(topk, count)).indices
 
 
 def _message(p: Tensor, v: Tensor, kept: Tensor | None, attn_type: str) -> Tensor:
