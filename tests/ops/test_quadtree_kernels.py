@@ -10,6 +10,11 @@ from mmattn.ops import quadtree_level, quadtree_level_reference
 GRADIENTS = ('queries', 'keys', 'values', 'parent_scores')
 
 
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    monkeypatch.setenv('MMATTN_OPS', 'compiled')
+
+
 def case(seed, most=5):
     """Inputs of a level; ``most`` parents, and kept keys for each."""
     draw = Draw(seed)
