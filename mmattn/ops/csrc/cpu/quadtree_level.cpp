@@ -10,8 +10,9 @@ namespace {
 
 // Parents that a thread takes at least.
 constexpr int64_t GRAIN = 16;
-// Numbers that the backward pass keeps at a time between its two phases: they stay in the caches.
-constexpr int64_t NUMBERS_AT_A_TIME = 1 << 19;
+// Numbers that the backward pass keeps at a time between its two phases: few enough for the
+// last cache, and enough that the threads seldom wait for each other.
+constexpr int64_t NUMBERS_AT_A_TIME = 1 << 21;
 
 // What the kept keys of an item are, and which of their children are padding.
 template <class T>
