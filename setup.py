@@ -56,7 +56,7 @@ CUDA_FLAGS = [
         '--expt-relaxed-constexpr',
         '--expt-extended-lambda',
     ),
-    *('-lineinfo', '-DUSE_CUDA', TARGET),
+    *('-DUSE_CUDA', TARGET),
 ]
 
 

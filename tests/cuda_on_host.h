@@ -100,11 +100,24 @@ V exchange(V value, int lane) {
   return value;
 }
 
+// f(values that the lanes of the warp gave to the same call, number of lanes).
+template <class F>
+auto over_warp(uint64_t value, const F& f) {
+  const size_t first = block.current / WARP_LANES * WARP_LANES;
+  block.exchanged[block.current] = value;
+  warp_wait();
+  const int lanes = static_cast<int>(std::min<size_t>(WARP_LANES, block.fibres.size() - first));
+  const auto result = f(&block.exchanged[first], lanes);
+  warp_wait();
+  return result;
+}
+
 inline int lane() { return static_cast<int>(block.current % WARP_LANES); }
 
 inline void enter() {
   block.body();
   block.fibres[block.current].ended = true;
+  block.exchanged[block.current] = 0;  // its vote, should the others go on voting
   yield();
 }
 
@@ -157,15 +170,18 @@ V __shfl_down_sync(unsigned, V value, int delta) {
   return cuda_on_host::exchange(value, lane < cuda_on_host::WARP_LANES ? lane : lane - delta);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  using namespace cuda_on_host;
-  const size_t first = block.current / WARP_LANES * WARP_LANES;
-  block.exchanged[block.current] = predicate != 0;
-  warp_wait();
-  unsigned votes = 0;
-  for (size_t i = first; i < std::min(first + WARP_LANES, block.fibres.size()); ++i)
-    if (!block.fibres[i].ended) votes |= static_cast<unsigned>(block.exchanged[i]) << (i - first);
-  warp_wait();
-  return votes;
+  return cuda_on_host::over_warp(predicate != 0 ? 1 : 0, [](const uint64_t* of_lane, int lanes) {
+    unsigned votes = 0;
+    for (int i = 0; i < lanes; ++i) votes |= static_cast<unsigned>(of_lane[i]) << i;
+    return votes;
+  });
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  return cuda_on_host::over_warp(value, [](const uint64_t* of_lane, int lanes) {
+    int sum = 0;
+    for (int i = 0; i < lanes; ++i) sum += static_cast<int>(of_lane[i]);
+    return sum;
+  });
 }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }

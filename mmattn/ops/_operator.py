@@ -20,12 +20,15 @@ def register(
     low_precision: Sequence[str],
     flops: Callable[..., int],
     num_differentiable_outputs: int = 1,
+    saved_outputs: Sequence[str] | None = None,
+    fake_gradients: Callable | None = None,
+    nondeterministic_backward: Sequence[str] = (),
 ) -> None:
     """Define ``mmattn::name`` and ``mmattn::name_backward``; their kernels are in the compiled libraries.
 
     The backward operator takes the gradients of the differentiable outputs, then the operator's
-    arguments, then its outputs, and returns the gradients of the arguments in ``gradients``. It has no
-    derivative of its own.
+    arguments, then those of its outputs that are saved, and returns the gradients of the arguments in
+    ``gradients``. It has no derivative of its own.
 
     Args:
         name: of the operator.
@@ -37,11 +40,16 @@ def register(
         flops: shapes of the arguments, as torch's counter gives them -> floating-point operations of
             the forward operator; recomputing and differentiating its products takes 2.5 times as many.
         num_differentiable_outputs: how many of the outputs have a gradient.
+        saved_outputs: the outputs that the backward operator needs; all by default.
+        fake_gradients: arguments -> the gradients on a device without data, a tuple; by default they
+            are contiguous and like the arguments.
+        nondeterministic_backward: kinds of devices on which the backward kernel's sums depend on chance.
     """
+    saved_outputs = outputs if saved_outputs is None else saved_outputs
     types = 'Tensor' if len(outputs) == 1 else f'({", ".join(["Tensor"] * len(outputs))})'
     forward, backward = f'mmattn::{name}', f'mmattn::{name}_backward'
     upstream = [f'Tensor grad_{output}' for output in outputs[:num_differentiable_outputs]]
-    saved = [f'Tensor {output}' for output in outputs]
+    saved = [f'Tensor {output}' for output in saved_outputs]
     tags = (torch.Tag.pt2_compliant_tag,)
     torch.library.define(forward, f'({arguments}) -> {types}', tags=tags)
     torch.library.define(
@@ -59,6 +67,8 @@ def register(
     @torch.library.register_fake(backward)
     def fake_backward(*args):
         inputs = dict(zip(names, args[first:], strict=False))
+        if fake_gradients is not None:
+            return fake_gradients(**inputs)
         return tuple(
             torch.empty_like(inputs[name], memory_format=torch.contiguous_format)
             for name in gradients
@@ -68,12 +78,15 @@ def register(
         output = output if isinstance(output, tuple) else (output,)
         ctx.mark_non_differentiable(*output[num_differentiable_outputs:])
         tensors = [value for value in inputs if isinstance(value, Tensor)]
-        ctx.save_for_backward(*tensors, *output)
+        named = zip(outputs, output, strict=True)
+        ctx.save_for_backward(*tensors, *(x for name, x in named if name in saved_outputs))
         ctx.inputs = [None if isinstance(value, Tensor) else (value,) for value in inputs]
 
     def differentiate(ctx, *grads):
         saved = iter(ctx.saved_tensors)
         inputs = [next(saved) if other is None else other[0] for other in ctx.inputs]
+        if inputs[0].device.type in nondeterministic_backward:
+            alert_not_deterministic(f'the gradient of {forward}')
         result = backward_operator(*grads[:num_differentiable_outputs], *inputs, *saved)
         result = dict(zip(gradients, result, strict=True))
         needed = zip(names, ctx.needs_input_grad, strict=True)

@@ -64,11 +64,21 @@ def _check_sample(x: Tensor, positions: Tensor) -> None:
     check_device(x=x, positions=positions)
 
 
+def _is_channel_last(x: Tensor) -> bool:
+    return x.shape[1] > 1 and x.stride(1) == 1
+
+
 def _fake_sample(x: Tensor, positions: Tensor) -> Tensor:
     batch, channels, points = *x.shape[:2], positions.shape[2]
-    if channels > 1 and x.stride(1) == 1:
+    if _is_channel_last(x):
         return x.new_empty(batch, points, channels).transpose(1, 2)
     return x.new_empty(batch, channels, points)
+
+
+def _fake_sample_gradients(x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    layout = torch.channels_last if _is_channel_last(x) else torch.contiguous_format
+    dx = torch.empty_like(x, memory_format=layout)
+    return dx, torch.empty_like(positions, memory_format=torch.contiguous_format)
 
 
 register(
@@ -77,9 +87,11 @@ register(
     outputs=['sampled'],
     fake=_fake_sample,
     gradients=['x', 'positions'],
+    fake_gradients=_fake_sample_gradients,
     low_precision=[],
     # Four multiply-adds a number are too few to count beside the products of attention.
     flops=lambda x, positions: 0,
+    nondeterministic_backward=['cuda'],  # atomic additions to the map's gradient
 )
 
 
@@ -206,6 +218,7 @@ register(
     gradients=['q', 'k', 'v', 'table', 'key_positions'],
     low_precision=['q', 'k', 'v'],
     flops=_attention_flops,
+    nondeterministic_backward=['cuda'],
 )
 
 

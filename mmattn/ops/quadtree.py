@@ -6,12 +6,18 @@ cell, (0, 0), (0, 1), (1, 0), (1, 1). :mod:`mmattn.attention.quadtree` brings ma
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Gathered keys and values are made for this many numbers at a time and again in the backward pass, never kept.
+from ._backend import compiled_serves
+from ._operator import accumulate_dtype, check_alike, check_device, register
+
+# The literal definition's gathered keys and values are made for this many numbers at a time and again in the
+# backward pass, never kept.
 _NUMBERS_AT_A_TIME = 2**22
 
 
@@ -51,7 +57,7 @@ def quadtree_root(
         messages = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return messages.transpose(1, 2), None, None
     p = _softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), padding)
-    kept = None if topk is None else _choose(p, topk, padding)
+    kept = None if topk is None else _choose_without_sorting(p, topk, padding)
     messages = _message(p, v, kept, attn_type).transpose(1, 2)
     if kept is None:
         return messages, None, None
@@ -87,7 +93,7 @@ def quadtree_level(
         parents: indices of the keys kept by the P query tokens, int64 (B, P, K, heads), below M / 4.
         topk: candidates that each query keeps, those of highest probability, all where there are no more; None
             at the finest level: nothing is chosen.
-        parent_scores: type A's scores of ``parents``, (B, P, K, heads).
+        parent_scores: type A's scores of ``parents``, (B, P, K, heads), at least float32.
         padding: (M,), true for keys outside the map. They get probability 0 and are kept only after all others.
         with_scores: return type B's scores too.
 
@@ -98,9 +104,26 @@ def quadtree_level(
         ``with_scores``. Gradients flow into queries, keys, values and parent_scores.
 
     Raises:
-        ValueError: a shape or ``topk`` does not fit the others.
+        ValueError: a shape, dtype, device or ``topk`` does not fit the others.
     """
     _check_level(queries, keys, values, parents, topk, parent_scores, padding)
+    if not compiled_serves('quadtree_level', queries.device.type):
+        return _level_in_parts(
+            queries, keys, values, parents, topk, parent_scores, padding, with_scores
+        )
+    if parent_scores is not None:
+        parent_scores = parent_scores.to(_score_dtype(values))
+    messages, scores, indices, _ = torch.ops.mmattn.quadtree_level(
+        queries, keys, values, parents, parent_scores, padding, topk or 0, with_scores
+    )
+    if topk is None:
+        return messages, None, None
+    if parent_scores is None:
+        return messages, indices, scores.detach() if with_scores else None
+    return messages, indices, scores
+
+
+def _level_in_parts(queries, keys, values, parents, topk, parent_scores, padding, with_scores):
     batch, count, _, heads, d = queries.shape
     per_parent = 8 * parents.shape[2] * batch * heads * d
     step = max(1, _NUMBERS_AT_A_TIME // max(1, per_parent))
@@ -165,6 +188,66 @@ def _level(queries, keys, values, parents, topk, parent_scores, padding, with_sc
     return messages, indices, None if scores is None else scores.permute(0, 2, 3, 4, 1)
 
 
+def _score_dtype(values: Tensor) -> torch.dtype:
+    device = values.device.type
+    autocast = device != 'meta' and torch.is_autocast_enabled(device)
+    return accumulate_dtype(torch.get_autocast_dtype(device) if autocast else values.dtype)
+
+
+def _fake_level(queries, keys, values, parents, parent_scores, padding, topk, with_scores):
+    batch, count, _, heads, d = queries.shape
+    kept = min(topk, 4 * parents.shape[2])
+    type_a = parent_scores is not None
+    dtype = accumulate_dtype(values.dtype)
+    by_rank = (batch, heads, count, 4, kept)
+    scores = by_rank if topk and (type_a or with_scores) else (0,)
+    indices = by_rank if topk else (0,)
+    return (
+        values.new_empty(batch, heads, count, 4, d).permute(0, 2, 3, 1, 4),
+        _heads_last(values.new_empty(scores, dtype=dtype)),
+        _heads_last(values.new_empty(indices, dtype=torch.int64)),
+        values.new_empty(by_rank if topk and type_a else (0,), dtype=torch.int32),
+    )
+
+
+def _heads_last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 4, 1) if x.ndim == 5 else x
+
+
+def _fake_level_gradients(queries, keys, values, parents, parent_scores, *others, **options):
+    batch, count, _, heads, d = queries.shape
+    keys_grad, values_grad = (
+        t.new_empty(batch, heads, t.shape[1], d).transpose(1, 2) for t in (keys, values)
+    )
+    if parent_scores is None:
+        scores_grad = keys.new_empty(0, dtype=accumulate_dtype(keys.dtype))
+    else:
+        scores_grad = parent_scores.new_empty(batch, heads, count, parents.shape[2])
+        scores_grad = scores_grad.permute(0, 2, 3, 1)
+    queries_grad = queries.new_empty(batch, heads, count, 4, d).permute(0, 2, 3, 1, 4)
+    return queries_grad, keys_grad, values_grad, scores_grad
+
+
+def _level_flops(queries, keys, values, parents, *others):
+    return 2 * 2 * prod(queries) * 4 * parents[2]  # two products
+
+
+register(
+    'quadtree_level',
+    'Tensor queries, Tensor keys, Tensor values, Tensor parents, Tensor? parent_scores, '
+    'Tensor? padding, int topk, bool with_scores',
+    outputs=['messages', 'scores', 'indices', 'kept'],
+    fake=_fake_level,
+    gradients=['queries', 'keys', 'values', 'parent_scores'],
+    low_precision=['queries', 'keys', 'values'],
+    flops=_level_flops,
+    num_differentiable_outputs=2,
+    saved_outputs=['kept'],
+    fake_gradients=_fake_level_gradients,
+    nondeterministic_backward=['cuda'],  # atomic additions to the gradients of keys and values
+)
+
+
 def _children(tokens: Tensor, parents: Tensor) -> Tensor:
     """The children of each parent: (B, M, heads, d), (B, heads, P, K) -> (B, heads, P, 4K, d)."""
     batch, count, heads, d = tokens.shape
@@ -192,6 +275,19 @@ def _choose(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
     if padding is not None:
         p = p.masked_fill(padding, -1)  # after probabilities that have underflowed to 0
     return p.sort(dim=-1, descending=True, stable=True).indices[..., :topk]
+
+
+def _choose_without_sorting(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
+    """:func:`_choose` of probabilities, by numbers that have no equals: their bits, then the place from behind."""
+    if p.dtype != torch.float32:
+        return _choose(p, topk, padding)
+    p = p.detach()
+    if padding is not None:
+        p = p.masked_fill(padding, -1)
+    count = p.shape[-1]
+    from_behind = torch.arange(count - 1, -1, -1, device=p.device)
+    unequal = p.view(torch.int32).to(torch.int64) * 2**32 + from_behind
+    return unequal.topk(min(topk, count)).indices
 
 
 def _message(p: Tensor, v: Tensor, kept: Tensor | None, attn_type: str) -> Tensor:
@@ -223,6 +319,8 @@ def _check_root(queries, keys, values, topk, attn_type, padding):
 def _check_level(queries, keys, values, parents, topk, parent_scores, padding):
     _check_keys(keys, values, topk, padding)
     batch, count, heads, d = keys.shape
+    if d < 1:
+        raise ValueError(f'keys must have at least one channel, got shape {tuple(keys.shape)}')
     if count % 4:
         raise ValueError(f'keys must be 4 children of each parent, got shape {tuple(keys.shape)}')
     if queries.ndim != 5 or tuple(queries.shape) != (batch, queries.shape[1], 4, heads, d):
@@ -239,6 +337,10 @@ def _check_level(queries, keys, values, parents, topk, parent_scores, padding):
         raise ValueError(
             f'parent_scores must be {tuple(parents.shape)} as the parents are, got {tuple(parent_scores.shape)}'
         )
+    check_alike(queries=queries, keys=keys, values=values)
+    check_device(queries=queries, parents=parents, parent_scores=parent_scores, padding=padding)
+    if parent_scores is not None and not parent_scores.is_floating_point():
+        raise ValueError(f'parent_scores must be floating-point, got {parent_scores.dtype}')
 
 
 def _check_keys(keys, values, topk, padding):

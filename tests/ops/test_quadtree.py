@@ -156,6 +156,16 @@ def test_equal_keys_are_kept_in_their_order():
     assert torch.equal(indices, torch.arange(7).view(1, 1, 7, 1).expand(1, 12, 7, 2))
 
 
+@pytest.mark.parametrize('topk', [1, 7, 60, 99])
+@pytest.mark.parametrize('padded', [False, True])
+def test_choice_without_sorting_is_the_sorted_one(padded, topk):
+    p = draw(4, 30, 60, seed=0, dtype=torch.float32).abs().round(decimals=1)
+    p[2:] /= 1e30  # many are equal in each row, some 0
+    padding = draw(60, seed=1) > 1 if padded else None
+    actual = quadtree._choose_without_sorting(p, topk, padding)
+    assert torch.equal(actual, quadtree._choose(p, topk, padding))
+
+
 def test_padding_comes_after_keys_whose_probability_underflows():
     queries, keys = torch.ones(1, 1, 1, 1), torch.tensor([9.0, 1e4, -1e4, -1e5]).view(1, 4, 1, 1)
     padding = torch.tensor([True, False, False, False])

@@ -11,6 +11,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 #include <type_traits>
 #include <vector>

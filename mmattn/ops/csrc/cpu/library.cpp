@@ -25,6 +25,7 @@
   OPERATOR(isa, deform_attention);        \
   OPERATOR(isa, deform_sample);           \
   OPERATOR(isa, neighborhood_attention);  \
+  OPERATOR(isa, quadtree_level);          \
   OPERATOR(isa, window_attention)
 
 namespace {

@@ -53,6 +53,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_attention_backward(
     const Tensor& out,
     const Tensor& lse);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
+    const Tensor& queries,
+    const Tensor& keys,
+    const Tensor& values,
+    const Tensor& parents,
+    std::optional<Tensor> parent_scores,
+    std::optional<Tensor> padding,
+    int64_t topk,
+    bool with_scores);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
+    const Tensor& grad_messages,
+    const Tensor& grad_scores,
+    const Tensor& queries,
+    const Tensor& keys,
+    const Tensor& values,
+    const Tensor& parents,
+    std::optional<Tensor> parent_scores,
+    std::optional<Tensor> padding,
+    int64_t topk,
+    bool with_scores,
+    const Tensor& kept);
+
 std::tuple<Tensor, Tensor> window_attention(
     const Tensor& q,
     const Tensor& k,
