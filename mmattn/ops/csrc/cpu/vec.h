@@ -96,8 +96,8 @@ constexpr A reciprocal_factorial(int n) {
   return static_cast<A>(1 / product);
 }
 
-// exp(x) for an x that is not much above 0, as in a softmax; at least exp(LOWEST), the least normal
-// number or so. NaN stays NaN.
+// exp(x) for an x that is not much above 0, as in a softmax: 0 below LOWEST, where the normal numbers end,
+// and so for -inf. NaN stays NaN.
 //
 // x = n ln 2 + r with a whole n and |r| <= ln 2 / 2; exp(r) by its Taylor series.
 template <class A>
@@ -105,8 +105,7 @@ inline Vec<A> exp(Vec<A> x) {
   using E = Exponent<A>;
   using Bits = typename E::Bits;
   const Vec<A> zero = {};
-  const Vec<A> lowest = zero + E::LOWEST;
-  x = x < lowest ? lowest : x;
+  const auto vanishes = x < zero + E::LOWEST;
   const Vec<A> shifted = x * A(1.44269504088896340736) + E::ROUND;
   const Vec<A> n = shifted - E::ROUND;
 #ifdef __FMA__
@@ -122,7 +121,7 @@ inline Vec<A> exp(Vec<A> x) {
   power = (power + Bits(E::BIAS)) << E::MANTISSA;
   Vec<A> scale;
   std::memcpy(&scale, &power, sizeof(scale));
-  return sum * scale;
+  return vanishes ? zero : sum * scale;
 }
 
 template <class A>
