@@ -322,7 +322,7 @@ def test_own_file_is_read_again(kind):
 def test_a_file_of_the_other_generation_does_not_fit():
     model = small()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match='published dat backbone .* does not fit'):
+    with pytest.raises(CheckpointError, match=r'published dat backbone .* does not fit'):
         load_checkpoint(model, as_published(small('DAT++').state_dict()))
     with pytest.raises(CheckpointError, match='is no dat'):
         load_checkpoint(model, {'stages.0.blocks.0.attn.qkv.weight': torch.zeros(3)})
