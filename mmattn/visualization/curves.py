@@ -76,10 +76,10 @@ def plot_scaling(
         for slope, style in ((1, ':'), (2, '--')):
             guide = [first * (x / ticks[0]) ** slope for x in ticks]
             axes.plot(ticks, guide, style, color='0.6', label=f'slope {slope}', zorder=0)
-        axes.set(xscale='log', yscale='log', xlabel='tokens of a square map', ylabel=label)
+        axes.set(xscale='log', yscale='log', xlabel='tokens of the map', ylabel=label)
         axes.set_ylim(first / 2, 2 * max(max(values) for _, values in curves.values()) / scale)
         sides = [round(x**0.5) for x in ticks]
-        axes.set_xticks(ticks, [f'{side}×{side}' for side in sides], fontsize=8)
+        axes.set_xticks(ticks, [f'{side}²' for side in sides])
         axes.xaxis.set_minor_locator(NullLocator())
     left.legend(frameon=False, fontsize=9)
 

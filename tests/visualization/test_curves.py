@@ -50,7 +50,7 @@ def test_scaling_says_what_it_shows_and_in_which_units():
     assert [axes.get_xscale() for axes in figure.axes] == ['log'] * 3
     assert [axes.get_yscale() for axes in figure.axes] == ['log'] * 3
     assert left.get_ylabel().endswith('(s)') and middle.get_ylabel().endswith('(MiB)')
-    assert [text.get_text() for text in left.get_xticklabels()] == ['32×32', '64×64']
+    assert [text.get_text() for text in left.get_xticklabels()] == ['32²', '64²']
     legend = [text.get_text() for text in left.get_legend().texts]
     assert legend == ['quadtree', 'full', 'slope 1', 'slope 2']
     np.testing.assert_allclose(left.lines[1].get_xydata(), [[1024, 0.1], [4096, 1.6]])
