@@ -11,7 +11,7 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12        the Python to set up with (>= 3.10)'
-	@echo '  DEMO=gcvit               which demo to run'
+	@echo '  DEMO=gcvit               which demo to run: gcvit, dat or quadtree'
 	@echo '  MMATTN_TORCH_INDEX=URL   where to take torch from, if not from the ordinary package index'
 	@echo '  PIP_FIND_LINKS=FOLDER    wheels that pip takes before it compiles or downloads'
 

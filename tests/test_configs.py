@@ -18,7 +18,11 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
-GCVIT = [name for name in LEAVES if name.startswith('gcvit/') and '/demo' not in name]
+RECIPES = [
+    name
+    for name in LEAVES
+    if '/demo' not in name and (name.startswith('gcvit/') or 'ablations' not in name)
+]
 NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 # Config -> parameters of the whole model in millions, as published.
@@ -28,6 +32,30 @@ PUBLISHED_PARAMETERS = {
     'gcvit/cascade_mask_rcnn_gcvit_s_coco.py': 108,
     'gcvit/cascade_mask_rcnn_gcvit_b_coco.py': 146,
 }
+
+
+# Family -> head -> what is there of it, after the head's and the family's name.
+PUBLISHED_HEADS = {
+    'dat': {
+        'mask_rcnn': 't_1x t_3x s_1x s_3x tpp_1x tpp_3x spp_1x spp_3x',
+        'cascade_mask_rcnn': 't_1x t_3x s_3x b_3x tpp_1x tpp_3x spp_3x bpp_3x',
+        'retinanet': 't_1x t_3x s_1x s_3x tpp_1x tpp_3x spp_1x spp_3x',
+        'dino': 't_12e t_36e s_12e s_36e tpp_12e tpp_36e spp_12e spp_36e',
+        'upernet': 't s b tpp spp bpp',
+        'fpn': 't s b tpp spp bpp',
+        '': 't s b b_384 tpp spp bpp bpp_384',
+    },
+    'quadtree': {
+        'mask_rcnn': 'b0_1x b1_1x b2_1x b3_1x b4_1x b0_3x b1_3x b2_3x b3_3x b4_3x',
+        'cascade_mask_rcnn': 'b2_3x b3_3x b4_3x',
+        'retinanet': 'b0_1x b1_1x b2_1x b3_1x b4_1x',
+        'dino': 'b2_12e',
+        'upernet': 'b2 b3',
+        'fpn': 'b0 b1 b2 b3 b4',
+        '': 'b0 b1 b2 b3 b4',
+    },
+}
+DATASETS_OF_HEADS = {'upernet': 'ade20k', 'fpn': 'ade20k', '': 'imagenet'}
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +95,30 @@ def test_builds_and_keeps_a_good_checkpoint(name):
     assert cfg.custom_imports.imports == ['mmattn']
 
 
-@pytest.mark.parametrize('name', GCVIT)
+@pytest.mark.parametrize('family', PUBLISHED_HEADS)
+def test_every_combination_is_there_under_its_name(family):
+    expected = {
+        f'{family}/{"_".join(filter(None, [head, family, size, DATASETS_OF_HEADS.get(head, "coco")]))}.py'
+        for head, sizes in PUBLISHED_HEADS[family].items()
+        for size in sizes.split()
+    }
+    found = {name for name in LEAVES if name.startswith(f'{family}/')}
+    found = {name for name in found if '/demo' not in name and 'ablations' not in name}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    'name',
+    [name for name in LEAVES if name.startswith(('dat/dino', 'quadtree/dino', 'quadtree/upernet'))],
+)
+def test_what_nobody_published_says_so(name):
+    assert (CONFIGS / name).read_text().startswith('# Not published')
+
+
+@pytest.mark.parametrize('name', RECIPES)
 def test_says_what_to_expect_and_nothing_twice(name):
     text = (CONFIGS / name).read_text()
-    assert re.match(r'# (Expected|Table|Tests)', text)
+    assert re.match(r'# (Expected|Table|Tests|No result|Not published)', text)
     assert len([line for line in text.splitlines() if not line.startswith('#')]) <= 20
 
 
@@ -80,6 +128,10 @@ def test_says_what_to_expect_and_nothing_twice(name):
         'gcvit/cascade_mask_rcnn_gcvit_t_coco.py',
         'gcvit/upernet_gcvit_t_ade20k.py',
         'gcvit/gcvit_s_imagenet.py',
+        'dat/retinanet_dat_t_1x_coco.py',
+        'dat/mask_rcnn_dat_tpp_3x_coco.py',
+        'dat/upernet_dat_t_ade20k.py',
+        'dat/dat_t_imagenet.py',
     ],
 )
 def test_no_weight_decay_on_norms_and_bias_tables(name):
@@ -92,7 +144,7 @@ def test_no_weight_decay_on_norms_and_bias_tables(name):
     decays = {id(p): group['weight_decay'] for group in groups for p in group['params']}
     assert decays.keys() == names.keys()
     for key, found in decays.items():
-        free = key in norms or names[key].endswith('relative_position_bias_table')
+        free = key in norms or names[key].endswith(('relative_position_bias_table', 'rpe_table'))
         if 'imagenet' in name:
             # Nor on biases and layer scales.
             free = free or dict(model.named_parameters())[names[key]].ndim == 1
@@ -148,10 +200,64 @@ def value(cfg, path):
         ('gcvit_l_384_imagenet', 'model.backbone.drop_path_rate', 0.1),
         ('gcvit_l_512_imagenet', 'test_dataloader.dataset.pipeline.1.scale', 512),
         ('gcvit_l_512_imagenet', 'train_dataloader.dataset.pipeline.1.scale', 512),
+        ('retinanet_dat_t_1x_coco', 'train_cfg.max_epochs', 12),
+        ('retinanet_dat_t_1x_coco', 'optim_wrapper.optimizer.lr', 1e-4),
+        ('retinanet_dat_spp_3x_coco', 'model.backbone.drop_path_rate', 0.5),
+        ('retinanet_dat_spp_3x_coco', 'optim_wrapper.optimizer.lr', 2e-4),
+        ('retinanet_dat_spp_3x_coco', 'auto_scale_lr.base_batch_size', 32),
+        ('mask_rcnn_dat_tpp_3x_coco', 'model.backbone.drop_path_rate', 0.3),
+        ('mask_rcnn_dat_tpp_3x_coco', 'auto_scale_lr.base_batch_size', 64),
+        ('cascade_mask_rcnn_dat_bpp_3x_coco', 'model.backbone.drop_path_rate', 0.8),
+        ('cascade_mask_rcnn_dat_bpp_3x_coco', 'optim_wrapper.optimizer.lr', 4e-4),
+        ('upernet_dat_spp_ade20k', 'model.backbone.drop_path_rate', 0.5),
+        ('fpn_dat_t_ade20k', 'train_cfg.max_iters', 80000),
+        ('fpn_dat_t_ade20k', 'optim_wrapper.optimizer.weight_decay', 1e-4),
+        ('dat_t_imagenet', 'param_scheduler.1.eta_min', 5e-6),
+        ('dat_b_384_imagenet', 'model.backbone.window_size', 12),
+        ('retinanet_quadtree_b0_1x_coco', 'optim_wrapper.optimizer.lr', 1e-4),
+        ('retinanet_quadtree_b0_1x_coco', 'optim_wrapper.optimizer.weight_decay', 1e-4),
+        ('mask_rcnn_quadtree_b1_1x_coco', 'optim_wrapper.optimizer.lr', 2e-4),
+        ('mask_rcnn_quadtree_b1_3x_coco', 'optim_wrapper.optimizer.lr', 1e-4),
+        ('mask_rcnn_quadtree_b1_3x_coco', 'optim_wrapper.optimizer.weight_decay', 0.05),
+        ('fpn_quadtree_b0_ade20k', 'train_cfg.max_iters', 160000),
+        ('fpn_quadtree_b0_ade20k', 'optim_wrapper.paramwise_cfg.custom_keys.head.lr_mult', 10),
+        ('quadtree_b0_imagenet', 'model.backbone.topks', 8),
+        ('quadtree_b0_imagenet', 'param_scheduler.0.end', 5),
     ],
 )
 def test_recipe(name, path, expected):
-    assert value(read(f'gcvit/{name}.py'), path) == pytest.approx(expected)
+    family = next(family for family in ('gcvit', 'dat', 'quadtree') if family in name.split('_'))
+    assert value(read(f'{family}/{name}.py'), path) == pytest.approx(expected)
+
+
+def test_published_quadtree_detectors_and_classifiers_differ():
+    detector, classifier = (
+        build(read(f'quadtree/{name}.py')).backbone
+        for name in ('retinanet_quadtree_b0_1x_coco', 'quadtree_b0_imagenet')
+    )
+    for backbone, topk, act in ((detector, 32, torch.nn.ReLU), (classifier, 8, torch.nn.GELU)):
+        attention = backbone.block1[0].attn
+        assert attention.topks == topk and isinstance(attention.value_branchs[0][1], act)
+
+
+def test_the_pvt_v2_baseline_differs_in_the_backbone_alone():
+    baseline, ours = (
+        read(f'quadtree/{name}.py')
+        for name in ('ablations/mask_rcnn_pvtv2_b2_1x_coco', 'mask_rcnn_quadtree_b2_1x_coco')
+    )
+    assert baseline.model.backbone.type == 'PyramidVisionTransformerV2'
+    # Of the same body: dimensions, depths, heads and MLPs by stage.
+    models = build(baseline, 'cpu'), build(ours)
+    theirs = [layers[1] for layers in models[0].backbone.layers]
+    blocks = [getattr(models[1].backbone, f'block{i}') for i in (1, 2, 3, 4)]
+    assert [len(stage) for stage in theirs] == [len(stage) for stage in blocks]
+    for stage, block in zip(theirs, blocks, strict=True):
+        assert stage[0].norm1.normalized_shape == block[0].norm1.normalized_shape
+        assert stage[0].attn.attn.num_heads == block[0].attn.num_heads
+        assert stage[0].ffn.feedforward_channels == block[0].mlp.fc1.out_features
+    for cfg in (baseline, ours):
+        del cfg.model.backbone
+    assert baseline.to_dict() == ours.to_dict()
 
 
 @pytest.mark.parametrize('slash', ['', '/'])

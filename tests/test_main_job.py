@@ -68,15 +68,7 @@ del stage
     + COCO
 )
 
-SMALL_UPERNET = (
-    """
-_base_ = '{configs}/gcvit/upernet_gcvit_t_ade20k.py'
-model = dict(
-    backbone=dict(arch=ARCH),
-    data_preprocessor=dict(size=(64, 64)),
-    decode_head=dict(in_channels=[32, 64, 128, 256], channels=32),
-    auxiliary_head=dict(in_channels=128, channels=32),
-)
+SEGMENTOR = """
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
@@ -91,8 +83,20 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 train_cfg = dict(max_iters=2, val_interval=2)
+"""
+SEGMENTOR += LOADERS.format(batch=2, train='pipeline=train_pipeline', val='pipeline=test_pipeline')
+
+SMALL_UPERNET = (
+    """
+_base_ = '{configs}/gcvit/upernet_gcvit_t_ade20k.py'
+model = dict(
+    backbone=dict(arch=ARCH),
+    data_preprocessor=dict(size=(64, 64)),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=32),
+    auxiliary_head=dict(in_channels=128, channels=32),
+)
 """.replace('ARCH', ARCH)
-    + LOADERS.format(batch=2, train='pipeline=train_pipeline', val='pipeline=test_pipeline')
+    + SEGMENTOR
 )
 
 SMALL_CLASSIFIER = (
@@ -109,6 +113,81 @@ test_pipeline = [
 train_cfg = dict(max_epochs=1)
 """.replace('ARCH', ARCH)
     + LOADERS.format(batch=2, train='pipeline=_base_.train_pipeline', val='pipeline=test_pipeline')
+)
+
+# The other families: a small backbone in their own configs.
+SMALL_BACKBONES = dict(
+    dat="""dict(
+        arch=dict(
+            _delete_=True,
+            dims=(16, 32, 64, 128),
+            blocks=('L', 'LS', 'LD', 'LD'),
+            num_heads=(1, 2, 4, 8),
+            groups=(0, 0, 2, 4),
+        ),
+        img_size=128,
+    )""",
+    dat_plus_plus="""dict(
+        arch=dict(
+            _delete_=True,
+            dims=(16, 32, 64, 128),
+            blocks=('D', 'N', 'ND', 'D'),
+            num_heads=(1, 2, 4, 8),
+            groups=(1, 1, 2, 4),
+            strides=(8, 4, 2, 1),
+            plus_plus=True,
+            offset_range=None,
+        ),
+        img_size=128,
+    )""",
+    quadtree="""dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=(16, 32, 64, 128),
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratios=(2, 2, 2, 2),
+        ),
+        topks=4,
+    )""",
+)
+
+SMALL_RETINANET = (
+    """
+_base_ = '{configs}/CONFIG_1x_coco.py'
+model = dict(
+    backbone=BACKBONE,
+    neck=dict(in_channels=[32, 64, 128]),
+    test_cfg=dict(score_thr=0.0, max_per_img=5),
+)
+"""
+    + COCO
+)
+
+SMALL_MASK_RCNN = (
+    """
+_base_ = '{configs}/CONFIG_1x_coco.py'
+model = dict(
+    backbone=BACKBONE,
+    neck=dict(in_channels=[16, 32, 64, 128]),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=50), rcnn=dict(sampler=dict(num=8))),
+    test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5)),
+)
+"""
+    + COCO
+)
+
+SMALL_FPN = (
+    """
+_base_ = '{configs}/CONFIG_ade20k.py'
+model = dict(
+    backbone=BACKBONE,
+    data_preprocessor=dict(size=(64, 64)),
+    neck=dict(in_channels=[16, 32, 64, 128], out_channels=32),
+    decode_head=dict(in_channels=[32] * 4, channels=32),
+)
+"""
+    + SEGMENTOR
 )
 
 
@@ -218,6 +297,33 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
     assert 'neck.' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'text, name, backbone, num_steps, metric',
+    [
+        (SMALL_RETINANET, 'dat/retinanet_dat_t', 'dat', 4, 'coco/bbox_mAP'),
+        (SMALL_MASK_RCNN, 'dat/mask_rcnn_dat_tpp', 'dat_plus_plus', 4, 'coco/segm_mAP'),
+        (SMALL_RETINANET, 'quadtree/retinanet_quadtree_b0', 'quadtree', 4, 'coco/bbox_mAP'),
+        (SMALL_MASK_RCNN, 'quadtree/mask_rcnn_quadtree_b1', 'quadtree', 4, 'coco/segm_mAP'),
+        (SMALL_FPN, 'dat/fpn_dat_t', 'dat', 2, 'mIoU'),
+        (SMALL_FPN, 'quadtree/fpn_quadtree_b0', 'quadtree', 2, 'mIoU'),
+    ],
+)
+def test_other_families_train_and_are_evaluated(
+    text, name, backbone, num_steps, metric, tool, config, tmp_path
+):
+    path = config(text.replace('CONFIG', name).replace('BACKBONE', SMALL_BACKBONES[backbone]))
+    tool('train', path, '--work-dir', tmp_path / 'run')
+    steps, evaluations = scalars(tmp_path / 'run')
+    assert [step['iter'] for step in steps] == list(range(1, num_steps + 1))
+    assert math.isfinite(evaluations[0][metric])
+    (checkpoint,) = (tmp_path / 'run').glob('*.pth')
+    state = torch.load(checkpoint, weights_only=False)
+    moments = state['optimizer']['state']
+    # Every parameter has had a gradient, the backbone's too, and took a step.
+    assert len(moments) == sum(len(group['params']) for group in state['optimizer']['param_groups'])
+    assert all(moment['exp_avg'].isfinite().all() for moment in moments.values())
 
 
 def test_segmentor_trains_and_is_tested(tool, config, tmp_path):

@@ -91,14 +91,14 @@ class Maker:
         return (grid + offsets).to(self.where).requires_grad_()
 
 
-def window(make: Maker, where: str, batch: int, size, heads: int, side: int, shared: bool) -> Case:
+def window(make: Maker, name: str, batch: int, size, heads: int, side: int, shared: bool) -> Case:
     height, width = size
     projected = make.draw(batch, height, width, 3, heads, 32)
     q, k, v = projected.unbind(3)
     if shared:
         q = make.draw(batch, side, side, heads, 32)
     return Case(
-        f'window_attention{", shared query" if shared else ""}: {where}, window {side}',
+        name,
         ops.window_attention,
         ops.window_attention_reference,
         dict(
@@ -113,11 +113,11 @@ def window(make: Maker, where: str, batch: int, size, heads: int, side: int, sha
     )
 
 
-def deform(make: Maker, where: str, batch, heads, groups, queries, keys, table) -> Case:
+def deform(make: Maker, name: str, batch, heads, groups, queries, keys, table) -> Case:
     q = make.draw(batch, math.prod(queries), heads, 32)
     k, v = (make.draw(batch, math.prod(keys), heads, 32) for _ in range(2))
     return Case(
-        f'deform_attention: {where}',
+        name,
         ops.deform_attention,
         ops.deform_attention_reference,
         dict(
@@ -132,9 +132,9 @@ def deform(make: Maker, where: str, batch, heads, groups, queries, keys, table) 
     )
 
 
-def sample(make: Maker, where: str, batch, channels, groups, size, points) -> Case:
+def sample(make: Maker, name: str, batch, channels, groups, size, points) -> Case:
     return Case(
-        f'deform_sample: {where}',
+        name,
         ops.deform_sample,
         ops.deform_sample_reference,
         dict(
@@ -144,10 +144,10 @@ def sample(make: Maker, where: str, batch, channels, groups, size, points) -> Ca
     )
 
 
-def neighborhood(make: Maker, where: str, batch, heads, size) -> Case:
+def neighborhood(make: Maker, name: str, batch, heads, size) -> Case:
     q, k, v = make.draw(batch, *size, 3, heads, 32).unbind(3)
     return Case(
-        f'neighborhood_attention: {where}, kernel 7',
+        name,
         ops.neighborhood_attention,
         ops.neighborhood_attention_reference,
         dict(
@@ -161,55 +161,59 @@ def neighborhood(make: Maker, where: str, batch, heads, size) -> Case:
     )
 
 
-def quadtree(make: Maker, where: str, batch, heads, d, queries, keys, kept, topk) -> Case:
-    """A level of `queries` tokens whose parents have kept `kept` of the keys' parents."""
-    parents = torch.rand(batch, queries // 4, keys // 4, heads, device=make.device)
-    parents = parents.topk(kept, dim=2).indices if keys < 4000 else None
-    if (
-        parents is None
-    ):  # too many to sort: neighbouring parents, as attention to a photograph has them
-        first = torch.randint(keys // 4 - kept, (batch, queries // 4, 1, heads), device=make.device)
-        parents = first + torch.arange(kept, device=make.device)[:, None]
+def quadtree(make: Maker, name: str, batch, heads, d, tokens, kept, topk) -> Case:
+    """A level of a map to itself whose parents have kept keys near each other, as on photographs."""
+    first = torch.randint(tokens // 4 - kept, (batch, tokens // 4, 1, heads), device=make.device)
+    parents = first + torch.arange(kept, device=make.device)[:, None]
     return Case(
-        f'quadtree_level: {where}, K {kept}',
+        name,
         ops.quadtree_level,
         ops.quadtree_level_reference,
         dict(
-            queries=make.draw(batch, heads, queries, d).transpose(1, 2).unflatten(1, (-1, 4)),
-            keys=make.draw(batch, heads, keys, d).transpose(1, 2),
-            values=make.draw(batch, heads, keys, d).transpose(1, 2),
+            queries=make.draw(batch, heads, tokens, d).transpose(1, 2).unflatten(1, (-1, 4)),
+            keys=make.draw(batch, heads, tokens, d).transpose(1, 2),
+            values=make.draw(batch, heads, tokens, d).transpose(1, 2),
             parents=parents,
             topk=topk,
         ),
     )
 
 
-def cases(make: Maker):
-    """The operators at the sizes of detection (800 x 1344) and of classification (224 x 224)."""
+def cases(make: Maker) -> dict[str, Callable[[], Case]]:
+    """The operators at the sizes of detection (800 x 1344) and of classification (224 x 224), by name."""
     det, cls = (2, 64) if make.device == 'cuda' else (1, 4)
-    for shared in (False, True):
-        yield lambda s=shared: window(make, 'GC ViT-T det, stage 1', det, (200, 336), 2, 24, s)
-        yield lambda s=shared: window(make, 'GC ViT-T det, stage 3', det, (50, 84), 8, 24, s)
-        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 1', cls, (56, 56), 2, 7, s)
-        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 3', cls, (14, 14), 8, 14, s)
-        yield lambda s=shared: window(make, 'GC ViT-T 224, stage 4', cls, (7, 7), 16, 7, s)
-    yield lambda: deform(make, 'DAT-T det, stage 3', det, 12, 3, (50, 84), (50, 84), 27)
-    yield lambda: deform(make, 'DAT-T det, stage 4', det, 24, 6, (25, 42), (25, 42), 13)
-    yield lambda: deform(make, 'DAT++-T det, stage 1', det, 2, 1, (200, 336), (25, 42), 111)
-    yield lambda: deform(make, 'DAT-T 224, stage 3', cls, 12, 3, (14, 14), (14, 14), 27)
-    yield lambda: deform(make, 'DAT-T 224, stage 4', cls, 24, 6, (7, 7), (7, 7), 13)
-    yield lambda: sample(make, 'DAT-T det, stage 3', det, 384, 3, (50, 84), (50, 84))
-    yield lambda: sample(make, 'DAT++-T det, stage 1', det, 64, 1, (200, 336), (25, 42))
-    yield lambda: neighborhood(make, 'DAT++-T det, stage 1', det, 2, (200, 336))
-    yield lambda: neighborhood(make, 'DAT++-T 224, stage 1', cls, 2, (56, 56))
-    tokens = 200 * 336
-    yield lambda: quadtree(make, 'B2 det, stage 1, level 0', det, 1, 64, tokens, tokens, 32, None)
-    yield lambda: quadtree(
-        make, 'B2 det, stage 1, level 1', det, 1, 64, tokens // 4, tokens // 4, 32, 32
-    )
-    yield lambda: quadtree(make, 'B2 224, stage 1, level 0', cls, 1, 64, 56 * 56, 56 * 56, 8, None)
-    yield lambda: quadtree(make, 'LoFTR coarse, level 0', 2, 8, 32, 64 * 80, 64 * 80, 16, None)
-    yield lambda: quadtree(make, 'LoFTR coarse, level 1', 2, 8, 32, 32 * 40, 32 * 40, 16, 16)
+    stage1, tokens = (200, 336), 200 * 336
+    found = {}
+
+    def add(name, maker, *arguments):
+        found[name] = lambda: maker(make, name, *arguments)
+
+    for query in ('', ' shared query,'):
+        shared = bool(query)
+        for model, batch, size, heads, side in (
+            ('GC ViT-T det, stage 1', det, stage1, 2, 24),
+            ('GC ViT-T det, stage 3', det, (50, 84), 8, 24),
+            ('GC ViT-T 224, stage 1', cls, (56, 56), 2, 7),
+            ('GC ViT-T 224, stage 3', cls, (14, 14), 8, 14),
+            ('GC ViT-T 224, stage 4', cls, (7, 7), 16, 7),
+        ):
+            name = f'window_attention:{query} {model}, window {side}'
+            add(name, window, batch, size, heads, side, shared)
+    add('deform_attention: DAT-T det, stage 3', deform, det, 12, 3, (50, 84), (50, 84), 27)
+    add('deform_attention: DAT-T det, stage 4', deform, det, 24, 6, (25, 42), (25, 42), 13)
+    add('deform_attention: DAT++-T det, stage 1', deform, det, 2, 1, stage1, (25, 42), 111)
+    add('deform_attention: DAT-T 224, stage 3', deform, cls, 12, 3, (14, 14), (14, 14), 27)
+    add('deform_attention: DAT-T 224, stage 4', deform, cls, 24, 6, (7, 7), (7, 7), 13)
+    add('deform_sample: DAT-T det, stage 3', sample, det, 384, 3, (50, 84), (50, 84))
+    add('deform_sample: DAT++-T det, stage 1', sample, det, 64, 1, stage1, (25, 42))
+    add('neighborhood_attention: DAT++-T det, stage 1', neighborhood, det, 2, stage1)
+    add('neighborhood_attention: DAT++-T 224, stage 1', neighborhood, cls, 2, (56, 56))
+    add('quadtree_level: B2 det, stage 1, level 0, K 32', quadtree, det, 1, 64, tokens, 32, None)
+    add('quadtree_level: B2 det, stage 1, level 1, K 32', quadtree, det, 1, 64, tokens // 4, 32, 32)
+    add('quadtree_level: B2 224, stage 1, level 0, K 8', quadtree, cls, 1, 64, 56 * 56, 8, None)
+    add('quadtree_level: LoFTR, level 0, K 16', quadtree, 2, 8, 32, 64 * 80, 16, None)
+    add('quadtree_level: LoFTR, level 1, K 16', quadtree, 2, 8, 32, 32 * 40, 16, 16)
+    return found
 
 
 # ------------------------------------------------------------------------------------ measuring
@@ -338,6 +342,10 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
+    found = cases(Maker(args.device, dtype))
+    chosen = [found[name] for name in fnmatch.filter(found, args.only)]
+    if not chosen:
+        raise SystemExit(f'no case matches {args.only!r}; there are:\n' + '\n'.join(found))
     target = args.json or Path(f'work_dirs/benchmark/ops_{args.device}.json')
     target.parent.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name() if args.device == 'cuda' else processor()
@@ -351,13 +359,9 @@ def main():
         f'{about}\n{backend_report()}\ntimes in ms, memory of a step in MiB\n\n{HEADER}', flush=True
     )
     rows = []
-    for make_case in cases(Maker(args.device, dtype)):
-        case = make_case()
-        if fnmatch.fnmatch(case.name, args.only):
-            rows.append(measure(case, args.device, machine))
-            print(line(rows[-1]), flush=True)
-    if not rows:
-        raise SystemExit(f'no case is called {args.only!r}')
+    for make_case in chosen:
+        rows.append(measure(make_case(), args.device, machine))
+        print(line(rows[-1]), flush=True)
     target.write_text(json.dumps(dict(machine=about, rows=[asdict(row) for row in rows]), indent=1))
     chart = target.with_suffix('.png')
     speedups = {

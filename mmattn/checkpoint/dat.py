@@ -7,7 +7,7 @@ import re
 from mmattn.backbones import DAT
 
 from .family import Family, StateDict
-from .resize import resize_bias_table
+from .resize import resize_bias_table, resize_displacement_table
 
 # In order; each pattern is applied to what the ones before have made of the name.
 _PUBLISHED = (
@@ -57,5 +57,8 @@ DAT_FAMILY = Family(
     output_norm='norm',
     stage=_stage,
     rebuilt=('relative_position_index', 'attn_mask'),
-    resize={'relative_position_bias_table': resize_bias_table},
+    resize={
+        'relative_position_bias_table': resize_bias_table,
+        'rpe_table': resize_displacement_table,
+    },
 )

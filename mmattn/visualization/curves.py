@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
@@ -40,4 +40,57 @@ def plot_learning_curve(
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)
+    return figure
+
+
+def plot_scaling(
+    time: Mapping[str, Curve],
+    memory: Mapping[str, Curve],
+    error: Mapping[str, Curve],
+    title: str,
+    note: str,
+) -> Figure:
+    """What an attention costs on maps of growing size, and how near it comes to full attention.
+
+    Args:
+        time: name -> (tokens, seconds), drawn on logarithmic axes beside a line of slope 1 and one of slope 2.
+        memory: name -> (tokens, bytes), likewise; the same names have the same colours.
+        error: name -> (kept keys, error relative to full attention), on logarithmic axes too.
+        title: what was measured.
+        note: the setting, below the panels.
+    """
+    figure = Figure(figsize=(13, 5), dpi=90, layout='constrained')
+    figure.suptitle(title, fontsize=12)
+    figure.supxlabel(note, fontsize=9, color='0.35')
+    left, middle, right = figure.subplots(1, 3)
+    names = list(dict.fromkeys([*time, *memory]))
+    for axes, curves, label, scale in (
+        (left, time, 'time of a training step (s)', 1.0),
+        (middle, memory, 'peak memory of a training step (MiB)', 2.0**20),
+    ):
+        ticks = sorted({tokens for xs, _ in curves.values() for tokens in xs})
+        for name, (tokens, values) in curves.items():
+            scaled = [value / scale for value in values]
+            axes.plot(tokens, scaled, marker='o', label=name, color=f'C{names.index(name)}')
+        first = min(values[0] for _, values in curves.values()) / scale
+        for slope, style in ((1, ':'), (2, '--')):
+            guide = [first * (x / ticks[0]) ** slope for x in ticks]
+            axes.plot(ticks, guide, style, color='0.6', label=f'slope {slope}', zorder=0)
+        axes.set(xscale='log', yscale='log', xlabel='tokens of the map', ylabel=label)
+        axes.set_ylim(first / 2, 2 * max(max(values) for _, values in curves.values()) / scale)
+        sides = [round(x**0.5) for x in ticks]
+        axes.set_xticks(ticks, [f'{side}²' for side in sides])
+        axes.xaxis.set_minor_locator(NullLocator())
+    left.legend(frameon=False, fontsize=9)
+
+    for i, (name, (keys, errors)) in enumerate(error.items()):
+        right.plot(keys, errors, marker='o', label=name, color=f'C{i + len(names)}')
+    right.set(xscale='log', yscale='log')
+    right.set(xlabel='keys kept at each level, K', ylabel='error relative to full attention')
+    ticks = sorted({key for keys, _ in error.values() for key in keys})
+    right.set_xticks(ticks, [str(key) for key in ticks])
+    right.xaxis.set_minor_locator(NullLocator())
+    right.legend(frameon=False, fontsize=9)
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
     return figure

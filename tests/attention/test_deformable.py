@@ -104,6 +104,27 @@ def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
     torch.testing.assert_close(module(x), module.proj_out(plain).permute(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize('position_bias', ['none', 'table'])
+def test_zero_offsets_on_an_even_grid_are_plain_strided_attention(position_bias):
+    """On 5 x 7 cells a stride of 3 has its reference points in the middle of every second cell."""
+    module, x = make(stride=3, position_bias=position_bias), draw(2, 5, 7, 16)
+    with torch.no_grad():
+        module.conv_offset[3].weight.zero_()
+        if (
+            position_bias == 'table'
+        ):  # the same for all displacements of a head: no matter to a softmax
+            module.rpe_table.copy_(draw(4, 1, 1).expand_as(module.rpe_table))
+    maps = x.permute(0, 3, 1, 2)
+    strided = maps[:, :, 1::2, 1::2]
+    assert strided.shape[2:] == module.details(x).references.shape[:2] == (2, 3)
+    q, k, v = (
+        t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
+        for t in (module.proj_q(maps), module.proj_k(strided), module.proj_v(strided))
+    )
+    plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(2, 16, 5, 7)
+    torch.testing.assert_close(module(x), module.proj_out(plain).permute(0, 2, 3, 1))
+
+
 def test_groups_have_their_own_offsets():
     module, x = make(groups=4), draw(1, 6, 6, 16)
     before = module.details(x)
@@ -173,6 +194,41 @@ def test_positions_keep_float32_under_autocast(dtype):
     # of 84 columns is a multiple of a third of a pixel.
     pixels = (low.positions - exact.positions).abs() * torch.tensor([25, 42])
     assert pixels.max() < 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_samples_under_autocast_differ_by_rounding_only(dtype):
+    """One sample a group, handed on unchanged: positions or weights of that dtype would move it by far more."""
+    module = randomise(
+        DeformableAttention(16, 4, 4, 6, 84, kernel_size=1, offset_range=1.0)
+    ).float()
+    with torch.no_grad():
+        module.conv_offset[1].norm.weight.fill_(1)
+        for bias in (module.conv_offset[0].bias, module.conv_offset[1].norm.bias):
+            bias.zero_()
+        module.conv_offset[3].weight.copy_(draw(2, 4, 1, 1))
+        for projection in (module.proj_v, module.proj_out):
+            projection.weight.copy_(torch.eye(16)[..., None, None])
+            projection.bias.zero_()
+    x = draw(32, 50, 84, 16).float()
+    with torch.autocast('cpu', dtype):
+        out, positions = module(x), module.details(x).positions
+    assert positions.shape == (32, 4, 1, 1, 2) and positions.dtype == torch.float32
+    assert positions.abs().max() < 1 and positions.std() > 0.3
+    maps = x.double().permute(0, 3, 1, 2).reshape(128, 4, 50, 84)
+
+    def sampled(positions):
+        grid = positions.double().flip(-1).reshape(128, 1, 1, 2)
+        return F.grid_sample(maps, grid, align_corners=True).view(32, 1, 1, 16)
+
+    def spread(x):
+        return x.square().mean().sqrt()
+
+    exact = sampled(positions)
+    rounding = torch.finfo(dtype).eps * spread(exact)
+    assert spread(out - exact) < rounding
+    if dtype == torch.bfloat16:
+        assert spread(sampled(positions.to(dtype)) - exact) > 8 * rounding
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,31 @@ def test_global_query_is_shared_by_all_windows():
     torch.testing.assert_close(out, module(window, query).repeat(1, 2, 3, 1))
 
 
+@pytest.mark.parametrize('height, width', [(14, 21), (10, 13)])
+@pytest.mark.parametrize('shift', [3, 4])
+def test_a_token_reaches_its_region_of_its_window_alone(height, width, shift):
+    """Windows of 7, as DAT and Swin shift them: what the shift brings together from two borders stays apart."""
+    window, module = 7, randomise(WindowAttention(8, 2, 7, shift=shift))
+    x = torch.randn(1, height, width, 8, dtype=torch.float64)
+    before = module(x)
+
+    def place(index, side):
+        """Window and region along an axis, on the padded and shifted map."""
+        side = -(-side // window) * window
+        shifted = (index - shift) % side
+        return shifted // window, int(shifted >= side - window) + int(shifted >= side - shift)
+
+    cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).tolist()
+    places = {(y, x): (place(y, height), place(x, width)) for y, x in cells}
+    assert len({(row[1], column[1]) for row, column in places.values()}) >= 6
+    for y, column in cells[::5]:
+        changed = x.clone()
+        changed[0, y, column] += 10
+        moved = (module(changed) - before).abs().amax(-1)[0] > 0
+        own = {cell for cell in places if places[cell] == places[y, column]}
+        assert {(i, j) for i, j in cells if moved[i, j]} == own
+
+
 @pytest.mark.parametrize('kind', ['local', 'global'])
 def test_cost_is_the_papers(kind):
     height, width, dim, window = 14, 21, 64, 7

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import golden
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from mmattn.backbones.quadtree import QuadTree
@@ -8,6 +12,13 @@ from mmattn.checkpoint import CheckpointError, load_checkpoint
 
 CLS = 'quadtree_b1_cls_224'
 DET = 'quadtree_b1_det_256x320'
+CONFIGS = Path(__file__).parents[2] / 'configs/quadtree'
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope_is_left():
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 def b1(**options):
@@ -74,7 +85,7 @@ def test_classifier_as_start_of_a_detector():
 
 @pytest.mark.parametrize('head', ['bbox_head', 'roi_head', 'decode_head'])
 def test_detector_and_segmentor_files(head):
-    """RetinaNet, Mask R-CNN, Semantic FPN: our names of the backbone, the frameworks' own for all else."""
+    """Our names of the backbone, the frameworks' own for all else."""
     file = {f'backbone.{name}': value for name, value in published(DET).items()}
     file |= {f'{head}.weight': torch.randn(80, 8), f'{head}.bias': torch.randn(80)}
     model = whole_model(b1(), **{head: nn.Linear(8, 80)})
@@ -91,6 +102,49 @@ def test_detector_and_segmentor_files(head):
     del file['backbone.norm2.bias']
     with pytest.raises(CheckpointError, match=r'it lacks, such as backbone\.norm2\.bias'):
         load_checkpoint(model, file)
+
+
+@pytest.mark.parametrize(
+    'config, names',
+    [
+        (
+            'retinanet_quadtree_b1_1x_coco',
+            ['bbox_head.retina_reg.weight', 'neck.fpn_convs.4.conv.bias'],
+        ),
+        (
+            'mask_rcnn_quadtree_b1_1x_coco',
+            ['roi_head.bbox_head.fc_cls.weight', 'rpn_head.rpn_reg.bias'],
+        ),
+        ('fpn_quadtree_b1_ade20k', ['decode_head.scale_heads.3.4.conv.weight']),
+    ],
+)
+def test_files_of_our_configs_models(config, names):
+    """RetinaNet and Mask R-CNN of mmdet 2, Semantic FPN of mmseg 0.x."""
+    cfg = Config.fromfile(CONFIGS / f'{config}.py')
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    file = {f'backbone.{name}': value for name, value in published(DET).items()}
+    file |= {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+        if not name.startswith('backbone.')
+    }
+    assert set(names) <= file.keys()
+    report = load_checkpoint(model, {'meta': {'CLASSES': ('a', 'b')}, 'state_dict': file})
+    assert report.format == 'published quadtree model'
+    # The last norm makes the last stage's output; none is left out.
+    assert not report.fresh and not report.dropped and not report.resized
+    assert model.state_dict().keys() == file.keys()
+    assert all(torch.equal(value, file[name]) for name, value in model.state_dict().items())
+
+    # A head for other classes stays fresh, the rest is loaded.
+    last = next(
+        name
+        for name in file
+        if name.endswith(('retina_cls.weight', 'fc_cls.weight', 'conv_seg.weight'))
+    )
+    file[last] = file[last][:-1]
+    assert load_checkpoint(model, file).fresh == [last]
 
 
 def test_detector_backbone_loaded_is_the_published_one():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mmattn.visualization import plot_learning_curve
+from mmattn.visualization import plot_learning_curve, plot_scaling
 
 
 @pytest.fixture
@@ -35,3 +35,29 @@ def test_picture_has_its_size_and_is_not_blank(figure):
     assert picture.shape == (880, 990, 4)
     upper, lower = picture[:440, :, :3], picture[440:, :, :3]
     assert min(upper.std(), lower.std()) > 0.05
+
+
+def test_scaling_says_what_it_shows_and_in_which_units():
+    tokens = [1024, 4096]
+    figure = plot_scaling(
+        {'quadtree': (tokens, [0.1, 0.4]), 'full': (tokens, [0.1, 1.6])},
+        {'quadtree': (tokens, [2**20, 4 * 2**20]), 'full': (tokens, [2**20, 16 * 2**20])},
+        {'sharp': ([1, 4], [0.5, 0.1]), 'flat': ([1, 4], [2.0, 1.0])},
+        'cost and error',
+        'on a machine',
+    )
+    left, middle, right = figure.axes
+    assert [axes.get_xscale() for axes in figure.axes] == ['log'] * 3
+    assert [axes.get_yscale() for axes in figure.axes] == ['log'] * 3
+    assert left.get_ylabel().endswith('(s)') and middle.get_ylabel().endswith('(MiB)')
+    assert [text.get_text() for text in left.get_xticklabels()] == ['32²', '64²']
+    legend = [text.get_text() for text in left.get_legend().texts]
+    assert legend == ['quadtree', 'full', 'slope 1', 'slope 2']
+    np.testing.assert_allclose(left.lines[1].get_xydata(), [[1024, 0.1], [4096, 1.6]])
+    np.testing.assert_allclose(middle.lines[1].get_xydata(), [[1024, 1], [4096, 16]])
+    # The guides start where the cheapest curve does.
+    np.testing.assert_allclose(left.lines[2].get_ydata(), [0.1, 0.4])
+    np.testing.assert_allclose(left.lines[3].get_ydata(), [0.1, 1.6])
+    assert [text.get_text() for text in right.get_legend().texts] == ['sharp', 'flat']
+    assert figure.get_suptitle() == 'cost and error' and figure.get_supxlabel() == 'on a machine'
+    assert left.lines[0].get_color() == middle.lines[0].get_color() != right.lines[0].get_color()
