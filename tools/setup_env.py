@@ -260,7 +260,10 @@ def install(venv):
         )
     # Its metadata ask for torch's CUDA build, so that its dependencies would replace a CPU build.
     step('torchvision', pip(*index, '--no-deps', TORCHVISION))
-    step('mmattn with compiled operators (some minutes), and what develops it', pip('--no-build-isolation', '-e', PACKAGE))
+    step(
+        'mmattn with compiled operators (some minutes), and what develops it',
+        pip('--no-build-isolation', '-e', PACKAGE),
+    )
     step('python -m mmattn.doctor', [environment.python, '-m', 'mmattn.doctor'])
 
 

@@ -105,14 +105,12 @@ def test_second_derivative_is_refused(name):
         gradients[0].sum().backward()
 
 
-@each
+# Not deform_sample's: that of grid_sample came with a later torch than the oldest that is accepted.
+@pytest.mark.parametrize('name', [name for name in OPERATORS if name != 'deform_sample'])
 def test_literal_definition_has_a_second_derivative(name, monkeypatch):
     monkeypatch.setenv('MMATTN_OPS', 'reference')
     function, tensors = on_tensors(name, inputs_of(name, batch=1))
-    if name == 'deform_sample':  # grid_sample's derivative by the positions has a jump at each cell
-        tensors, where = tensors[:1], tensors[1].detach()
-        assert torch.autograd.gradgradcheck(lambda x: function(x, where), tensors)
-    elif name == 'deform_attention':
+    if name == 'deform_attention':  # likewise by table and positions
         q, k, v, *rest = tensors
         rest = [t.detach() for t in rest]
         assert torch.autograd.gradgradcheck(lambda *qkv: function(*qkv, *rest), (q, k, v))

@@ -384,7 +384,7 @@ def _backward_key(
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    tiles: tl.constexpr = tl.cdiv(N, BLOCK)
+    tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK  # tl.cdiv makes no constant in every Triton
     head, tile, index = _program(tiles, batch, height, width, WINDOW)
     key = tile * BLOCK + tl.arange(0, BLOCK)
     image, ky, kx, kept, key_region = _place(key, index, height, width, WINDOW, SHIFT)
@@ -433,7 +433,7 @@ def _backward_bias(
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
-    key_tiles: tl.constexpr = tl.cdiv(N, BLOCK)
+    key_tiles: tl.constexpr = (N + BLOCK - 1) // BLOCK  # tl.cdiv makes no constant in every Triton
     tiles: tl.constexpr = tl.cdiv(N, BLOCK) * key_tiles
     split, head = tl.program_id(0) // (tiles * heads), (tl.program_id(0) // tiles) % heads
     tile = tl.program_id(0) % tiles
