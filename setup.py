@@ -45,7 +45,7 @@ if X86:
     ]
 CPU_FLAGS = [
     *('-std=c++20', '-O3', '-fPIC', '-g0', '-Wall', '-Wno-unknown-pragmas', '-fvisibility=hidden'),
-    *('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', TARGET),
+    *('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-fopenmp-simd', TARGET),
     *(['-DMMATTN_X86'] if X86 else []),
 ]
 CUDA_FLAGS = [

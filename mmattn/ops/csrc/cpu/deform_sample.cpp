@@ -148,18 +148,19 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
         const Point<A> from = locate(position, s, map.stride[2], map.stride[3]);
         const Point<A> to = locate(position, s, map_grad.stride[2], map_grad.stride[3]);
         const T* g0 = upstream.at(b, first, n);
-        A dy = 0, dx = 0;
+        A up[CHANNELS], dy = 0, dx = 0;
+        for (int64_t c = 0; c < count; ++c) up[c] = static_cast<A>(g0[c * upstream.stride[1]]);
         with_channel_stride(map.stride[1], [&](auto from_stride) {
           with_channel_stride(map_grad.stride[1], [&](auto to_stride) {
             for (int i = 0; i < 4; ++i) {
               const T* cell = cells + from.offset[i];
               A* gradient = gradients + to.offset[i];
               A dot = 0;
-              for (int64_t c = 0; c < count; ++c) {
-                const A up = static_cast<A>(g0[c * upstream.stride[1]]);
-                dot += up * static_cast<A>(cell[c * from_stride]);
-                gradient[c * to_stride] += up * to.weight[i];
-              }
+#pragma omp simd reduction(+ : dot)
+              for (int64_t c = 0; c < count; ++c)
+                dot += up[c] * static_cast<A>(cell[c * from_stride]);
+              for (int64_t c = 0; c < count; ++c)
+                gradient[c * to_stride] += up[c] * to.weight[i];
               dy += dot * from.dy[i];
               dx += dot * from.dx[i];
             }
