@@ -39,6 +39,6 @@ def test_table_figures_and_chart(run, tmp_path, capsys):
 
 def test_unknown_case_lists_what_there_is(run):
     with pytest.raises(
-        SystemExit, match='(?s)no case matches .nothing.*deform_attention: DAT-T det'
+        SystemExit, match=r'(?s)no case matches .nothing.*deform_attention: DAT-T det'
     ):
         run('--only', 'nothing')
