@@ -65,7 +65,7 @@ def results(function, inputs, differentiable, seed=0):
     for output in outputs:
         if output is not None and output.requires_grad:
             weight = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-            loss = loss + (output.double() * weight).sum()
+            loss = loss + (output.double() * weight.to(output.device)).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     named = {f'output {i}': output for i, output in enumerate(outputs) if output is not None}
     return named | {f'gradient of {n}': g for n, g in zip(leaves, gradients, strict=True)}

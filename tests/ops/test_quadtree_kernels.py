@@ -3,7 +3,7 @@
 import cuda_on_host
 import pytest
 import torch
-from comparison import EPS, Draw, assert_agree, exact, results
+from comparison import EPS, Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import quadtree_level, quadtree_level_reference
 
@@ -61,7 +61,7 @@ def check(actual, inputs, message):
         check_kept(indices[0], inputs, message)
         if 'parent_scores' in inputs:
             return
-    assert_agree(actual, expected, EPS[dtype], 60, message)
+    assert_agree(actual, expected, rounding(dtype), 1, message)
 
 
 def check_kept(kept, inputs, message):

@@ -11,9 +11,7 @@ namespace {
 // Rows and vectors of the result that are kept in registers.
 #if defined(__AVX512F__)
 constexpr int GEMM_ROWS = 8, GEMM_VECTORS = 2;
-#elif defined(__AVX2__)
-constexpr int GEMM_ROWS = 4, GEMM_VECTORS = 2;
-#else
+#else  // half as many registers
 constexpr int GEMM_ROWS = 4, GEMM_VECTORS = 2;
 #endif
 
