@@ -13,8 +13,12 @@ EPS = {
 DTYPES = tuple(EPS)
 
 
-def rounding(dtype, long=250, short=16):
-    """Differences allowed: ``short`` eps for what is rounded to 16 bits, ``long`` for sums kept in ``dtype``."""
+def rounding(dtype, long=250, short=24):
+    """Differences allowed: ``short`` eps for what is rounded to 16 bits, ``long`` for sums kept in ``dtype``.
+
+    Backward takes the product of result and upstream gradient from the rounded result; where a sum of such
+    terms cancels, as the gradient of a table with one entry does, their rounding is all that is left.
+    """
     return EPS[dtype] * (short if dtype.itemsize == 2 else long)
 
 
