@@ -220,7 +220,7 @@ def cases(make: Maker) -> dict[str, Callable[[], Case]]:
 # ------------------------------------------------------------------------------------ measuring
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
+def seconds(function: Callable[[], object]) -> float:
     """Median time of a call."""
     function()  # compiles, allocates
     timer = Timer('f()', globals=dict(f=function), num_threads=torch.get_num_threads())
@@ -256,7 +256,7 @@ def hardware(device: str, dtype: torch.dtype) -> tuple[float, float]:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     x = torch.empty(2**28 if device == 'cuda' else 2**25, device=device)
     y = torch.empty_like(x)
-    product, copy = seconds(lambda: a @ b, device), seconds(lambda: y.copy_(x), device)
+    product, copy = seconds(lambda: a @ b), seconds(lambda: y.copy_(x))
     return n**3 / product, 2 * x.numel() * x.element_size() / copy
 
 
@@ -283,8 +283,8 @@ def measure(case: Case, device: str, machine: tuple[float, float]) -> Row:
     )
     row = {}
     for name, function in (('literal', case.literal), ('compiled', case.compiled)):
-        row[f'{name}_forward'] = seconds(lambda f=function: forward(f), device) * 1e3
-        row[f'{name}_step'] = seconds(lambda f=function: step(f), device) * 1e3
+        row[f'{name}_forward'] = seconds(lambda f=function: forward(f)) * 1e3
+        row[f'{name}_step'] = seconds(lambda f=function: step(f)) * 1e3
         row[f'{name}_memory'] = peak_memory(lambda f=function: step(f), device)
     rate, bandwidth = machine
     return Row(

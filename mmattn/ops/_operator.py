@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -187,6 +188,4 @@ def alert_not_deterministic(name: str) -> None:
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
-    import warnings
-
     warnings.warn(message, stacklevel=2)

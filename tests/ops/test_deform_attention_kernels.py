@@ -39,7 +39,7 @@ def test_cpu_kernels_equal_the_definition(fuzz_seeds):
 
 
 def test_more_keys_than_a_tile():
-    inputs = exact(case(1, most_keys=1) | dict())
+    inputs = exact(case(1, most_keys=1))
     draw = Draw(1)
     batch, heads, queries, d = inputs['q'].shape
     groups = inputs['key_positions'].shape[1]
