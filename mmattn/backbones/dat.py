@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention import DeformableAttention, NeighborhoodAttention, WindowAttention
-from mmattn.layers import ChannelNorm, Mlp
+from mmattn.layers import ChannelNorm, Mlp, ScaledResidual
 
 from .base import (
     NUM_STAGES,
@@ -162,7 +161,7 @@ class DATStage(nn.Module):
         self.layer_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * depth))
         self.attns = nn.ModuleList(attentions)
         self.mlps = nn.ModuleList(mlp(dim, 4 * dim) for _ in range(depth))
-        self.drop_paths = nn.ModuleList(DropPath(rate) for rate in drop_path)
+        self.residuals = nn.ModuleList(ScaledResidual(rate) for rate in drop_path)
         self.local_perception_units = nn.ModuleList(
             DepthwiseConv(dim) for _ in range(depth if plus_plus else 0)
         )
@@ -171,8 +170,8 @@ class DATStage(nn.Module):
         """Norm, attention, residual, norm, MLP, residual, on (B, H, W, C)."""
         if self.local_perception_units:
             x = x + self.local_perception_units[d](x)
-        x = x + self.drop_paths[d](self.attns[d](self.layer_norms[2 * d](x)))
-        return x + self.drop_paths[d](self.mlps[d](self.layer_norms[2 * d + 1](x)))
+        x = self.residuals[d](x, self.attns[d](self.layer_norms[2 * d](x)))
+        return self.residuals[d](x, self.mlps[d](self.layer_norms[2 * d + 1](x)))
 
     def forward(self, x: Tensor, run) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``run(block, *inputs)`` calls each block."""

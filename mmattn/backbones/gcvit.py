@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention import GlobalWindowAttention, WindowAttention
-from mmattn.layers import Mlp
+from mmattn.layers import Mlp, ScaledResidual
 
 from .base import (
     NUM_STAGES,
@@ -212,7 +211,7 @@ class GCViTBlock(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        self.residual = ScaledResidual(drop_path)
         for name in ('gamma1', 'gamma2'):
             gamma = (
                 None
@@ -222,11 +221,8 @@ class GCViTBlock(nn.Module):
             self.register_parameter(name, gamma)
 
     def forward(self, x: Tensor, *global_query: Tensor) -> Tensor:
-        x = x + self.branch(self.attn(self.norm1(x), *global_query), self.gamma1)
-        return x + self.branch(self.mlp(self.norm2(x)), self.gamma2)
-
-    def branch(self, x: Tensor, gamma: Tensor | None) -> Tensor:
-        return self.drop_path(x if gamma is None else gamma * x)
+        x = self.residual(x, self.attn(self.norm1(x), *global_query), self.gamma1)
+        return self.residual(x, self.mlp(self.norm2(x)), self.gamma2)
 
 
 class GCViTStage(nn.Module):

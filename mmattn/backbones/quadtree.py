@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention.quadtree import VALUE_ACTS, QuadTreeAttention, check_attn_type, check_topks
-from mmattn.layers import Mlp
+from mmattn.layers import Mlp, ScaledResidual
 
 from .base import (
     PyramidBackbone,
@@ -108,12 +107,12 @@ class QuadTreeBlock(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = ConvMlp(dim, dim * mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.residual = ScaledResidual(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         attended = self.attn(self.norm1(x).permute(0, 3, 1, 2))
-        x = x + self.drop_path(attended.permute(0, 2, 3, 1))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.residual(x, attended.permute(0, 2, 3, 1))
+        return self.residual(x, self.mlp(self.norm2(x)))
 
 
 @MODELS.register_module()
