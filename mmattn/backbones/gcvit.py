@@ -284,6 +284,8 @@ class GCViT(PyramidBackbone):
         drop_path_rate: stochastic depth of the last block; None takes the architecture's published rate.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
+            other sizes do not compile them anew.
         stem: 'conv', or 'patchify' (Swin's; table 5).
         downsampler: between stages, 'fused_mbconv', or 'max_pool', 'patch_merging' (table 8).
         odd_blocks: attention of every second block: 'global', or 'shifted' windows (Swin), 'local' (table 5).
@@ -303,12 +305,13 @@ class GCViT(PyramidBackbone):
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         stem: str = 'conv',
         downsampler: str = 'fused_mbconv',
         odd_blocks: str = 'global',
         init_cfg: dict | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, init_cfg)
+        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
         arch = look_up_arch(arch, arch_zoo, 'GCViT')
         depths = per_stage('depths', arch.depths)
         num_heads = per_stage('num_heads', arch.num_heads)

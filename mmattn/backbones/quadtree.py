@@ -131,6 +131,8 @@ class QuadTree(PyramidBackbone):
         drop_path_rate: stochastic depth of the last block; None takes the published ImageNet rate, 0.1.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
+            other sizes do not compile them anew.
         init_cfg: mmengine's initialisation; 'Pretrained' takes the published files.
 
     Raises:
@@ -148,9 +150,10 @@ class QuadTree(PyramidBackbone):
         drop_path_rate: float | None = 0.1,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, init_cfg)
+        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
         arch = look_up_arch(arch, arch_zoo, 'QuadTree')
         dims, depths, num_heads, mlp_ratios, num_levels = (
             per_stage(name, getattr(arch, name)) for name in QuadTreeArch.__dataclass_fields__

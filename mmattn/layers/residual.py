@@ -19,12 +19,16 @@ class ScaledResidual(nn.Module):
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
+        self.drops = rate > 0
+        # A tensor: compiled blocks that differ in their rate alone are then one program.
+        self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x: Tensor, branch: Tensor, gamma: Tensor | None = None) -> Tensor:
         """Maps (B, H, W, C), and a scale (C,) if the branch has one -> (B, H, W, C)."""
-        if self.training and self.rate:
-            kept = x.new_empty(len(x), 1, 1, 1).bernoulli_(1 - self.rate) / (1 - self.rate)
-            gamma = kept if gamma is None else kept * gamma
+        if self.training and self.drops:
+            chance = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=self.keep.dtype)
+            factor = ((chance < self.keep) / self.keep).to(x.dtype)
+            gamma = factor if gamma is None else factor * gamma
         return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
 
     def extra_repr(self) -> str:
