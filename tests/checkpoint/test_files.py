@@ -5,11 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from collections import OrderedDict
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmattn.backbones import DAT, GCViT, QuadTree
@@ -32,12 +28,6 @@ from mmattn.checkpoint import (
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def small(**options):
@@ -67,17 +57,7 @@ def copy_of(model):
 # -------------------------------------------------------------------------------------- addresses
 
 
-@contextmanager
-def served(folder):
-    """The folder by HTTP; gives its address."""
-    handler = partial(SimpleHTTPRequestHandler, directory=folder)
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
-
-
-def test_url_is_downloaded_once(tmp_path, monkeypatch, backbone, published, capsys):
+def test_url_is_downloaded_once(served, tmp_path, monkeypatch, backbone, published, capsys):
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     for folder, value in (('tiny', 1.0), ('small', 2.0)):
         (tmp_path / 'served' / folder).mkdir(parents=True)

@@ -8,17 +8,10 @@ import golden
 import published
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 from mmattn.checkpoint import load_checkpoint
 
 INDEX = r'.*(relative_position_index|attn_mask)'
-
-
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 # ------------------------------------------------------------------------- the published names
@@ -85,7 +78,7 @@ def test_classifier_files_give_the_published_logits(config, case, tmp_path):
         ('dat/mask_rcnn_dat_tpp_1x_coco', 'datpp_t_det_200x333', {}),
         ('quadtree/mask_rcnn_quadtree_b1_1x_coco', 'quadtree_b1_det_256x320', dict(topks=8)),
         (
-            'quadtree/retinanet_quadtree_b0_1x_coco',
+            'quadtree/mask_rcnn_quadtree_b0_1x_coco',
             'quadtree_a_b0_det_224',
             dict(topks=8, attn_type='A'),
         ),
