@@ -73,6 +73,7 @@ def test_url_is_downloaded_once(served, tmp_path, monkeypatch, backbone, publish
         with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded: .*404'):
             load_checkpoint(backbone, f'{address}/none.pth')
         assert_unchanged(backbone, before)
+    capsys.readouterr()
     for value, url in enumerate(urls, start=1):
         load_checkpoint(backbone, url)
         assert capsys.readouterr().out == ''
