@@ -166,6 +166,11 @@ def model_file(model, family):
     return {f'backbone.{name}': value for name, value in NAMES[family](body).items()} | heads
 
 
+def own_file(model, family):
+    """As our own trainings name them."""
+    return model.state_dict()
+
+
 def timm_names(state):
     """The names of GC ViT's authors turned into timm's, by its own rules in the other direction."""
     out = {}

@@ -161,7 +161,7 @@ def _to_own_names(
     own, dropped = dict(rest), {}
     for name, value in body.items():
         if name.rpartition('.')[2] in family.rebuilt:
-            dropped[name] = 'built by the model'
+            dropped[f'backbone.{name}'] = 'built by the model'
         elif family.classifier_norm and name.startswith(family.classifier_norm):
             own[family.last_norm + name.removeprefix(family.classifier_norm)] = value
         elif name.startswith(family.classifier_head):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """Names are the model's for what it took, and the checkpoint's for what it did not.
+    """Names are those of a model with our backbone (``backbone.*``), whatever they are in the checkpoint.
 
     Attributes:
         source: the file, or 'a state dict'.
