@@ -32,7 +32,11 @@ def main() -> None:
         container = choose(weight_sets(content), args.weights, label)
         # What shares storage would be saved whole.
         state = {k: v.clone() for k, v in weights_of(content, label, container).items()}
-        rest = {} if container is None else {k: v for k, v in content.items() if k != container}
+        rest = {
+            name: value
+            for name, value in content.items()
+            if name != container and (container or not isinstance(value, torch.Tensor))
+        }
         meta, left_out = plain(rest.pop('meta', {}))
         meta['mmattn_version'] = mmattn.__version__
         print(f'left out: {", ".join([*map(str, rest), *left_out]) or "nothing"}')

@@ -35,7 +35,8 @@ def load_checkpoint(
 
     Args:
         model: a backbone of this package, or a model whose ``backbone`` is one; DDP's wrapper may be around it.
-        source: a path, a URL, or a state dict. Files are read without executing anything in them.
+        source: a path, a URL, or a state dict. Files, torch's or safetensors, are read without executing anything
+            in them, and mapped where they can be: the model is the one copy in memory.
         strict: raise unless every tensor of the source is used or known to be droppable, and every one of the
             model is loaded or known to be fresh. Otherwise what does not fit is left out and reported.
 

@@ -17,7 +17,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmattn.backbones import DAT, GCViT, QuadTree
+from mmattn.backbones import DAT, GCViT, QuadTree, base
 from mmattn.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -212,13 +212,15 @@ def test_own_backbone_is_read_again(kind):
 
 
 @pytest.mark.parametrize('kind', BACKBONES)
-def test_pretrained_init_cfg_takes_published_files(kind, tmp_path):
-    file = tmp_path / 'published.pth'
+def test_pretrained_init_cfg_takes_published_files(kind, tmp_path, monkeypatch):
+    file, said = tmp_path / 'published.pth', []
+    monkeypatch.setattr(base, 'print_log', lambda message, logger: said.append(message))
     source = files.fill(BACKBONES[kind](), seed=1)
     torch.save({'state_dict': files.NAMES[kind.strip('+')](source.state_dict())}, file)
     model = BACKBONES[kind](init_cfg=dict(type='Pretrained', checkpoint=str(file)))
     model.init_weights()
     assert_unchanged(model, source.state_dict())
+    assert f'{len(source.state_dict())} loaded, 0 resized' in said[0] and '0 fresh' in said[0]
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -183,8 +183,10 @@ def test_which_weights(publish, tmp_path, content, option, kept):
         content = {k: sets[v] if isinstance(v, str) else v for k, v in content.items()}
     else:
         content = sets[content]
+    content['epoch'] = 3
     torch.save(content, tmp_path / 'src.pth')
-    dst, _ = publish(tmp_path / 'src.pth', *(['--weights', option] if option else []))
+    dst, said = publish(tmp_path / 'src.pth', *(['--weights', option] if option else []))
+    assert re.search(r'left out: .*epoch', said)
     state = torch.load(dst, weights_only=True)['state_dict']
     assert state.keys() == {'x'} and state['x'][0] == ord(kept)
 
