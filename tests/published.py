@@ -7,6 +7,8 @@ import argparse
 import re
 import sys
 import types
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import golden
@@ -51,8 +53,8 @@ DIMS = {
 
 def build(config, size='real', num_classes=None, **backbone):
     """The model of a config, such as 'gcvit/gcvit_xxt_imagenet'; the small one has the same names."""
-    cfg = Config.fromfile(CONFIGS / f'{config}.py')
-    model = cfg.model
+    cfg = _read(config)
+    model = deepcopy(cfg.model)
     model.backbone.pop('init_cfg', None)
     if size == 'small':
         family = config.split('/')[0]
@@ -73,6 +75,9 @@ def build(config, size='real', num_classes=None, **backbone):
     model.backbone.update(backbone)
     init_default_scope(cfg.default_scope)
     return MODELS.build(model)
+
+
+_read = cache(lambda config: Config.fromfile(CONFIGS / f'{config}.py'))
 
 
 def _set_where_present(node, **values):
