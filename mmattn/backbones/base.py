@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -83,7 +84,8 @@ class PyramidBackbone(BaseModule):
         if self.init_cfg and self.init_cfg.get('type') == 'Pretrained':
             from mmattn.checkpoint import load_checkpoint  # it looks at backbones from outside
 
-            load_checkpoint(self, self.init_cfg['checkpoint'])
+            report = load_checkpoint(self, self.init_cfg['checkpoint'])
+            print_log(report.summary, logger='current')
             self.is_init = True
         else:
             super().init_weights()
