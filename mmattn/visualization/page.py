@@ -64,14 +64,15 @@ def page_data(
         ``queries`` (their tokens), ``map`` (rows, columns of a heat map), ``peaks`` (by head and query: the largest
         share over the mean one), ``mosaics`` (by head: PNG).
     """
-    layers = {id(image): [] for image in images}
-    for image, block in progress([(image, block) for image in images for block in image.blocks]):
-        layers[id(image)].append(_layer(block))
+    todo = [(i, block) for i, image in enumerate(images) for block in image.blocks]
+    layers = [[] for _ in images]
+    for i, block in progress(todo):
+        layers[i].append(_layer(block))
     colours = matplotlib.colormaps['inferno'](np.linspace(0, 1, 64))[:, :3]
     return dict(
         model=model,
         colours=(255 * colours).round().astype(int).tolist(),
-        images=[_image(image, layers[id(image)], classes) for image in images],
+        images=[_image(image, own, classes) for image, own in zip(images, layers, strict=True)],
     )
 
 

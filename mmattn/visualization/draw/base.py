@@ -45,7 +45,7 @@ def panels(
     width = LEFT + columns * (PANEL_INCHES + GAP) + RIGHT
     title = textwrap.wrap(title, int(width * 9.5))
     note = textwrap.wrap(note, int(width * 13))
-    top, bottom = 0.15 + 0.22 * len(title), 0.12 + 0.17 * len(note)
+    top, bottom = 0.2 + 0.22 * len(title), 0.12 + 0.17 * len(note)
     height = top + rows * (panel_height + head) + bottom
 
     figure = Figure(figsize=(width, height), dpi=100)

@@ -18,7 +18,7 @@ from .base import chosen_heads, legend, mark_query, outline, panels, row_title, 
 MAX_ARROWS = 14  # along a side
 GROUP_COLOURS = class_colours(10)
 KEY_COLOUR = '#ffb000'
-POINTS_PER_PERCENT = 14.0  # area of a key's circle, in square points
+POINTS_PER_PERCENT = 24.0  # area of a key's circle, in square points
 
 
 def plot_sampling_points(
@@ -115,7 +115,7 @@ def plot_top_keys(
         len(blocks),
         columns,
         picture.shape[:2],
-        f'{model}: the {num} keys that the point at y {query[0]:.0f}, x {query[1]:.0f} attends most',
+        f'{model}: the {num} keys that the point at y {int(query[0])}, x {int(query[1])} attends most',
         'The star is the chosen point; each circle is a sampled key, its area the share of the attention that it gets'
         + ('. At the right the window in which Swin looks from the same point.' if swin else '.'),
     )

@@ -70,8 +70,8 @@ def plot_receptive_field(
         len(fields),
         picture.shape[:2],
         f'{model}: effective receptive field of the middle of each stage',
-        'How strongly the features in the middle depend on each pixel of this image (gradient), on a logarithmic scale; '
-        f'the frame holds {SHARE:.0%} of it.',
+        'How strongly the features in the middle depend on each pixel of this image (gradient), on a logarithmic '
+        f'scale; the frame holds {SHARE:.0%} of it.',
         lines=2,
     )
     scale = LogNorm(1e-3, 1)

@@ -53,14 +53,11 @@ def plot_kept_patches(
         len(blocks),
         lead + most + 1,
         picture.shape[:2],
-        f'{model}: what the point at y {query[0]:.0f}, x {query[1]:.0f} keeps {where}, {whose}',
-        'From left to right the pyramid gets finer: only the children of the patches that are kept (white frames; the brighter, '
-        'the more probable) are looked at in the next level. Dark: dropped. Star and blue frame: the point and its own patch. Right: how much attention each place gets in the end, all levels together'
-        + (
-            '. The weights were learned for one image; here the keys are from the other.'
-            if other
-            else '.'
-        ),
+        f'{model}: what the point at y {int(query[0])}, x {int(query[1])} keeps {where}, {whose}',
+        'From left to right the pyramid gets finer: only the children of the patches that are kept (white frames; the '
+        'brighter, the more probable) are looked at in the next level. Dark: dropped. Star and blue frame: the point '
+        'and its own patch. Right: how much attention each place gets in the end, all levels together'
+        + ('. The weights were learned for one image; keys are of the other here.' if other else '.'),
         lines=2,
     )
     target = other[0] if other else picture
@@ -81,6 +78,8 @@ def plot_kept_patches(
         steps = steps[most - block.module.num_levels :]
         for panel, level in zip(steps, levels, strict=False):
             _kept(panel, target, level, block.stride, head)
+            if not other:
+                _own_patch(panel, level, block.stride)
         _candidates(steps[-1], target, levels, block, head)
         if not other:
             for panel in steps:
@@ -123,13 +122,17 @@ def _kept(
             linewidth=0.5,
             zorder=10,
         )
-    row, column = level.query
-    outline(panel, (row * side, (row + 1) * side), (column * side, (column + 1) * side))
     share = 100 * sum(scores.values())
     panel.set_title(
         f'level {level.level}: {len(scores)} patches of {side} px,\n{share:.0f} % of its attention',
         fontsize=9,
     )
+
+
+def _own_patch(panel: Axes, level: KeptPatches, stride: int) -> None:
+    side = level.cell * stride
+    row, column = level.query
+    outline(panel, (row * side, (row + 1) * side), (column * side, (column + 1) * side))
 
 
 def _candidates(

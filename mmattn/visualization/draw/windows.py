@@ -37,14 +37,14 @@ def plot_received_attention(
     heads = [chosen_heads(block.num_heads, head) for block in blocks]
     columns = 2 + max(map(len, heads))
     kind = blocks[0].kind
-    who = 'the global query' if kind == 'global' else 'the tokens of their own window'
+    who = 'the global query attends' if kind == 'global' else 'the tokens of its window attend'
     figure, axes = panels(
         len(blocks),
         columns,
         picture.shape[:2],
         f'{model}: attention of {kind} blocks over the image',
-        f'How often {who} look at a token, over what it would be if all were looked at alike: '
-        '1 = average, bright = looked at most. Windows are compared within themselves.',
+        f'How much {who} to a token, over what it would be if all tokens of the window got the same: 1 is average, '
+        'bright is looked at most. White lines: the windows.',
     )
     for row, block, some in zip(axes, blocks, heads, strict=True):
         received = received_attention(block)
@@ -52,7 +52,7 @@ def plot_received_attention(
             f'mean of {block.num_heads} heads': received.mean(0),
             **{f'head {h}': received[h] for h in some},
         }
-        scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 1))
+        scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 2))
         show(row[0], picture, f'image, windows of {block.module.window_size} tokens')
         _window_grid(row[0], picture, block)
         row_title(row[0], f'stage {block.stage}, block {block.index}')
@@ -84,7 +84,7 @@ def plot_chosen_window(
         len(blocks),
         3,
         (3, 4),
-        f'{model}: attention in the window around y {query[0]:.0f}, x {query[1]:.0f}, '
+        f'{model}: attention in the window around y {int(query[0])}, x {int(query[1])}, '
         + ('mean of heads' if head is None else f'head {head}'),
         'Left: the window (frame) that holds the chosen point (star). Middle and right: that window alone; bright '
         'tokens get most attention. A global block asks with one query for the whole image, so its star only picks '
