@@ -81,9 +81,7 @@ class AttentionHook(Hook):
         classes = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
         if classes is None and found is not None:
             classes = [str(label) for label in range(int(found.labels.max(initial=0)) + 1)]
-        pictures = attention_pictures(
-            picture, seen, name, self.choice, found, classes or ()
-        )
+        pictures = attention_pictures(picture, seen, name, self.choice, found, classes or ())
         pictures['features'] = lambda: plot_features(picture, seen.features, seen.input_size, name)
         with torch.no_grad():
             for kind, draw in pictures.items():

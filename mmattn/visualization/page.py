@@ -115,8 +115,11 @@ def _layer(block: Block) -> dict:
         for j in range(grid[1])
     ]
     maps = attention_maps(block, queries)  # (n, heads, H, W)
-    mean, heads = maps.mean(1, keepdims=True), maps[:, :MAX_HEADS]
-    maps = np.concatenate([mean, heads], 1)
+    names = ['the only one']
+    if block.num_heads > 1:
+        names = [f'mean of {block.num_heads}', *(f'head {h}' for h in range(maps.shape[1]))]
+        names = names[: 1 + MAX_HEADS]
+        maps = np.concatenate([maps.mean(1, keepdims=True), maps[:, :MAX_HEADS]], 1)
     size = _fit(block.size, MAP_SIDE)
     small = np.stack(
         [
@@ -135,10 +138,7 @@ def _layer(block: Block) -> dict:
         stage=block.stage,
         kind=block.kind,
         block=block.index,
-        heads=[
-            f'mean of {block.num_heads}' if block.num_heads > 1 else 'the only one',
-            *(f'head {h}' for h in range(heads.shape[1] if block.num_heads > 1 else 0)),
-        ],
+        heads=names,
         stride=block.stride,
         size=block.size,
         grid=grid,

@@ -93,7 +93,7 @@ def attention_pictures(
     )
     if deformable:
         pictures['sampling_points'] = partial(
-            plot_sampling_points, picture, deformable, model, found, classes
+            plot_sampling_points, picture, deformable, model, found, classes, head
         )
     for i, query in enumerate(queries):
         if windows and not deformable:

@@ -161,8 +161,8 @@ class Subject:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        with DefaultScope.overwrite_default_scope(self.scope):
-            meta = dict(getattr(DATASETS.get(self.test_dataset.type), 'METAINFO', {}))
+        with DATASETS.switch_scope_and_registry(self.scope) as registry:
+            meta = dict(getattr(registry.get(self.test_dataset.type), 'METAINFO', {}))
         meta.update(self.test_dataset.get('metainfo') or {})
         if 'classes' in meta:
             return tuple(meta['classes'])

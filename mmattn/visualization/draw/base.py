@@ -71,11 +71,20 @@ def show(axes: Axes, picture: np.ndarray, title: str = '', dim: float = 1.0) -> 
     axes.imshow(picture.astype(np.uint8), extent=(0, width, height, 0), interpolation='bilinear')
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    axes.set_title(title, fontsize=9)
+    entitle(axes, title)
+
+
+def entitle(axes: Axes, title: str) -> None:
+    """A panel's title; at a fixed height, which spares matplotlib the search for one."""
+    axes.set_title(title, fontsize=9, y=1.0, pad=4)
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
-    return np.repeat(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+    """(H, W, 3) without colour, stretched so that dark photographs can be made out below a heat map."""
+    values = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    low, high = np.percentile(values, [1, 99])
+    values = 20 + 220 * ((values - low) / max(high - low, 1)).clip(0, 1)
+    return np.repeat(values[..., None], 3, 2)
 
 
 def heat(

@@ -10,10 +10,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..capture import Block
-from ..deformable import sampling_points, top_keys
+from ..deformable import SamplingPoints, sampling_points, top_keys
 from ..detection import Instances, class_colours, draw_instances
 from ..windows import chosen_window
-from .base import chosen_heads, legend, mark_query, outline, panels, row_title, say_in, show
+from .base import (
+    chosen_heads,
+    entitle,
+    legend,
+    mark_query,
+    outline,
+    panels,
+    row_title,
+    say_in,
+    show,
+)
 
 MAX_ARROWS = 14  # along a side
 GROUP_COLOURS = class_colours(10)
@@ -27,6 +37,7 @@ def plot_sampling_points(
     model: str,
     found: Instances | None = None,
     classes: Sequence[str] = (),
+    head: int | None = None,
 ) -> Figure:
     """Where keys and values are sampled, a panel for each block: points by group, with arrows from their references.
 
@@ -36,6 +47,7 @@ def plot_sampling_points(
         model: its name.
         found: a detector's predictions, drawn below the points.
         classes: names of their classes.
+        head: show its group alone; None shows all.
     """
     figure, axes = panels(
         1,
@@ -50,40 +62,27 @@ def plot_sampling_points(
     show(first, picture, 'image' if found is None else 'image with predictions')
     if found is not None:
         draw_instances(first, picture, found, classes, class_colours(len(classes)))
-    groups = 0
+    shown = set()
     for panel, block in zip(rest, blocks, strict=True):
         points = sampling_points(block)
-        show(panel, picture, '', dim=0.75)
+        groups = range(len(points.positions))
+        if head is not None:
+            groups = [head * len(groups) // block.num_heads]
+        shown.update(groups)
+        show(panel, picture, dim=0.75)
+        step = _arrows(panel, points, groups)
         rows, columns = points.references.shape[:2]
-        step = max(1, -(-max(rows, columns) // MAX_ARROWS))
-        thin = (slice(step // 2, None, step), slice(step // 2, None, step))
-        references = points.references[thin].reshape(-1, 2)
-        groups = max(groups, len(points.positions))
-        for group, positions in enumerate(points.positions):
-            ends = positions[thin].reshape(-1, 2)
-            colour = GROUP_COLOURS[group % 10]
-            moves = ends - references
-            panel.quiver(
-                *references.T,
-                *moves.T,
-                color=colour,
-                angles='xy',
-                scale_units='xy',
-                scale=1,
-                width=0.004,
-                headwidth=4,
-                alpha=0.9,
-            )
-            panel.scatter(*ends.T, s=7, color=colour, edgecolor='black', linewidth=0.3, zorder=5)
-        shift = np.linalg.norm(points.positions - points.references, axis=-1).mean()
+        moves = points.positions[list(groups)] - points.references
+        shift = np.linalg.norm(moves, axis=-1).mean()
         every = '' if step == 1 else f', each {step}th drawn'
-        panel.set_title(
-            f'{block.title.split(" (")[0]}: {rows} × {columns} points{every}\nmoved by {shift:.0f} px on average',
-            fontsize=9,
+        entitle(
+            panel,
+            f'{block.title.split(" (")[0]}: {rows} × {columns} points{every}\n'
+            f'moved by {shift:.0f} px on average',
         )
     handles = [
         Line2D([], [], color=GROUP_COLOURS[g % 10], marker='o', markersize=4, label=f'group {g}')
-        for g in range(groups)
+        for g in sorted(shown)
     ]
     legend(figure, handles)
     return figure
@@ -127,10 +126,12 @@ def plot_top_keys(
         shown = {'all heads together': all_heads}
         shown |= {f'head {h}': (keys.points[h], keys.weights[h]) for h in some}
         row_title(row[0], f'stage {block.stage}, block {block.index}')
-        for panel, (name, (points, shares)) in zip(row, shown.items(), strict=False):
-            show(panel, picture, f'{name}: {100 * shares.sum():.0f} % of the attention', dim=0.75)
+        for panel, (whose, (points, shares)) in zip(row, shown.items(), strict=False):
+            show(panel, picture, f'{whose}: {100 * shares.sum():.0f} % of the attention', dim=0.75)
             _circles(panel, points, shares)
             mark_query(panel, *query)
+        for panel in row[len(shown) : columns - bool(swin)]:
+            say_in(panel, f'{block.num_heads} heads in this stage')
         if swin:
             _swin_panel(row[-1], picture, block.stage, swin, query, num)
     handles = [
@@ -154,6 +155,29 @@ def plot_top_keys(
         title_fontsize=8,
     )
     return figure
+
+
+def _arrows(panel: Axes, points: SamplingPoints, groups: Sequence[int]) -> int:
+    """Draw points and their arrows, of each n-th row and column; return n."""
+    step = max(1, -(-max(points.references.shape[:2]) // MAX_ARROWS))
+    thin = (slice(step // 2, None, step), slice(step // 2, None, step))
+    references = points.references[thin].reshape(-1, 2)
+    for group in groups:
+        ends = points.positions[group][thin].reshape(-1, 2)
+        colour = GROUP_COLOURS[group % 10]
+        panel.quiver(
+            *references.T,
+            *(ends - references).T,
+            color=colour,
+            angles='xy',
+            scale_units='xy',
+            scale=1,
+            width=0.004,
+            headwidth=4,
+            alpha=min(0.9, 0.2 + 2 / len(groups)),
+        )
+        panel.scatter(*ends.T, s=7, color=colour, edgecolor='black', linewidth=0.3, zorder=5)
+    return step
 
 
 def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray) -> None:

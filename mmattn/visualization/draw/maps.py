@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pca import feature_pca
 from ..receptive_field import side_that_holds
-from .base import colour_bar, heat, outline, panels, show
+from .base import colour_bar, entitle, heat, outline, panels, show
 
 SHARE = 0.9  # of the receptive field, in the frame
 
@@ -126,9 +126,9 @@ def plot_features(
             colours, extent=(0, columns * stride, rows * stride, 0), interpolation='nearest'
         )
         panel.set(xlim=(0, width), ylim=(height, 0))
-        panel.set_title(
+        entitle(
+            panel,
             f'at 1/{stride}: {feature.shape[1]} channels,\n{variance.sum():.0%} of their variance',
-            fontsize=9,
         )
     return figure
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..detection import Instances, class_colours, draw_instances
-from .base import grey, legend, panels, show
+from .base import entitle, grey, legend, panels, show
 
 TOP = 5  # classes of a classifier
 MAX_LEGEND = 10  # the largest segments are named
@@ -43,7 +43,7 @@ def plot_prediction(
         found = prediction.above(threshold)
         _instances(second, picture, truth, classes, colours)
         _instances(third, picture, found, classes, colours)
-        third.set_title(f'prediction: {len(found.labels)} with a score ≥ {threshold:g}', fontsize=9)
+        entitle(third, f'prediction: {len(found.labels)} with a score ≥ {threshold:g}')
         return figure
     if prediction.ndim == 1:
         second.set_axis_on()
@@ -76,7 +76,7 @@ def _instances(panel, picture, instances, classes, colours) -> None:
         show(panel, picture, 'no ground truth')
         return
     draw_instances(panel, picture, instances, classes, colours)
-    panel.set_title(f'ground truth: {len(instances.labels)}', fontsize=9)
+    entitle(panel, f'ground truth: {len(instances.labels)}')
 
 
 def _segments(panel, picture, labels, palette, title) -> None:
@@ -102,7 +102,7 @@ def _bars(panel, probabilities, truth, classes) -> None:
     panel.set_yticks(range(len(best)), names, fontsize=8)
     panel.invert_yaxis()
     panel.set_xlim(0, 130)
-    panel.set_xticks([0, 50, 100], ['0 %', '50 %', '100 %'])
+    panel.set_xticks([0, 50, 100], ['0 %', '50 %', '100 %'], fontsize=8)
     panel.spines[['top', 'right']].set_visible(False)
     known = 'no ground truth' if truth is None else f'ground truth: {classes[truth]}'
-    panel.set_title(f'probability of the {len(best)} likeliest classes\n{known}', fontsize=9)
+    entitle(panel, f'probability of the {len(best)} likeliest classes\n{known}')

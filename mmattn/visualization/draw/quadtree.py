@@ -14,6 +14,7 @@ from ..capture import Block
 from ..quadtree import KeptPatches, kept_patches, looks_across
 from .base import (
     colour_bar,
+    entitle,
     grey,
     heat,
     mark_query,
@@ -57,7 +58,11 @@ def plot_kept_patches(
         'From left to right the pyramid gets finer: only the children of the patches that are kept (white frames; the '
         'brighter, the more probable) are looked at in the next level. Dark: dropped. Star and blue frame: the point '
         'and its own patch. Right: how much attention each place gets in the end, all levels together'
-        + ('. The weights were learned for one image; keys are of the other here.' if other else '.'),
+        + (
+            '. The weights were learned for one image; keys are of the other here.'
+            if other
+            else '.'
+        ),
         lines=2,
     )
     target = other[0] if other else picture
@@ -109,7 +114,7 @@ def _kept(
     most = max(scores.values())
     lit = np.zeros(picture.shape[:2])
     for (row, column), score in scores.items():
-        brightness = 0.35 + 0.65 * score / most
+        brightness = 0.55 + 0.45 * score / most
         place = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
         lit[place] = np.maximum(lit[place], brightness)
     _lit(panel, picture, lit)
@@ -123,9 +128,9 @@ def _kept(
             zorder=10,
         )
     share = 100 * sum(scores.values())
-    panel.set_title(
+    entitle(
+        panel,
         f'level {level.level}: {len(scores)} patches of {side} px,\n{share:.0f} % of its attention',
-        fontsize=9,
     )
 
 
