@@ -5,13 +5,13 @@ Grad-CAM, receptive fields, features, and a page (index.html) where a click show
 """
 
 import argparse
+import difflib
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 from _runtime import stop
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from PIL import Image
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from mmattn.checkpoint import CheckpointError
 from mmattn.visualization.detection import Instances
+from mmattn.visualization.hook import rendered
 from mmattn.visualization.page import PageImage, page_data, render_page
 from mmattn.visualization.pictures import Choice, attention_pictures, model_pictures
 from mmattn.visualization.sheet import contact_sheet
@@ -48,7 +49,7 @@ def parse_args():
     parser.add_argument('--stage', type=int, help='show this stage alone, from 0')
     parser.add_argument('--head', type=int, help='show this head beside the mean of all, from 0')
     parser.add_argument(
-        '--class', dest='label', metavar='NAME', help='class for Grad-CAM [the likeliest]'
+        '--class', dest='label', metavar='NAME', help='class, or its number, for Grad-CAM [the likeliest]'
     )
     parser.add_argument(
         '--score-thr', type=float, default=0.5, help='detections below are left out'
@@ -114,6 +115,8 @@ def visualize(args):
         load_checkpoint(swin.model, args.swin_checkpoint, map_location='cpu')
     label = class_index(args.label, subject.classes)
     truths = GroundTruth(subject)
+    if truths.problem:
+        print(f'No ground truth beside the predictions: {truths.problem}')
     folders = folders_of(args.images, args.out)
 
     todo, pages = [], []
@@ -147,7 +150,7 @@ def visualize(args):
         drawn.setdefault(name, []).append(save(draw(), folder / f'{name}.png'))
     if len(args.images) > 1:
         for name, pictures in progress(list(drawn.items()), 'contact sheets'):
-            save(sheet(name, pictures), args.out / f'sheet_{name}.png')
+            Image.fromarray(sheet(pictures)).save(args.out / f'sheet_{name}.png')
     data = page_data(pages, subject.name, subject.classes, lambda todo: progress(todo, 'page'))
     (args.out / 'index.html').write_text(render_page(data))
     return len(todo)
@@ -162,11 +165,18 @@ def build(config, checkpoint, device, options=None):
 
 
 def class_index(name, classes):
+    """The class that is named, by one of its names (ImageNet's have several) or by its number."""
     if name is None:
         return None
-    if name in classes:
-        return classes.index(name)
-    stop(f'the model has no class {name}; it has {", ".join(classes)}')
+    if name.isdigit() and int(name) < len(classes):
+        return int(name)
+    for i, own in enumerate(classes):
+        if name in (own, *own.split(', ')):
+            return i
+    near = difflib.get_close_matches(name, classes, n=5, cutoff=0.4) or classes[:10]
+    stop(
+        f'the model has no class {name}; it has {len(classes)} (0 to {len(classes) - 1}), such as {"; ".join(near)}'
+    )
 
 
 def folders_of(images, out):
@@ -196,15 +206,13 @@ def progress(todo, what):
 
 
 def save(figure, path):
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert('RGB').save(path, optimize=True)
+    Image.fromarray(rendered(figure)).save(path, optimize=True)
     return path
 
 
-def sheet(name, paths):
-    pictures = [np.asarray(Image.open(path)) for path in paths]
-    return contact_sheet(pictures, [path.parent.name for path in paths], name.replace('_', ' '))
+def sheet(paths):
+    pictures = [np.asarray(Image.open(path).convert('RGB')) for path in paths]
+    return contact_sheet(pictures, [path.parent.name for path in paths])
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 from pycocotools import mask as mask_utils
 
@@ -18,19 +17,22 @@ class GroundTruth:
     """Annotations of the config's test data.
 
     Args:
-        subject: its config names the data. Where they cannot be read there are no annotations, which is said once.
+        subject: its config names the data.
+
+    Attributes:
+        problem: why there are no annotations; empty where the data could be read.
     """
 
     def __init__(self, subject: Subject):
         self.task = subject.task
-        self.images = {}
+        self.images, self.problem = {}, ''
         config = dict(subject.test_dataset, pipeline=[], test_mode=True)
         config.pop('indices', None)
         try:
             with DefaultScope.overwrite_default_scope(subject.scope):
                 self.dataset = DATASETS.build(config)
         except (FileNotFoundError, OSError) as error:
-            print_log(f'no ground truth: the test data cannot be read ({error})', 'current')
+            self.problem = f"the config's test data cannot be read ({error})"
             return
         for i in range(len(self.dataset)):
             self.images[Path(self.dataset.get_data_info(i)['img_path']).name] = i

@@ -81,7 +81,7 @@ def test_queries_outside_are_errors_that_say_what_is_inside():
     for query in ((96, 0), (0, 120), (-1, 5)):
         with pytest.raises(ValueError, match=r'image of 96 x 120 pixels \(height x width\)'):
             placement.seen(*query)
-    with pytest.raises(ValueError, match='cropped away .* keeps y 6 to 89, x 18 to 101'):
+    with pytest.raises(ValueError, match=r'cropped away .* keeps y 6 to 89, x 18 to 101'):
         placement.seen(50, 110)
 
 
