@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +127,7 @@ class Subject:
     """
 
     def __init__(self, config: str | Path | Config, checkpoint=None, device: str = 'cpu'):
-        self.config = config if isinstance(config, Config) else Config.fromfile(config)
+        self.config = deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
         if modules := self.config.get('custom_imports'):
             import_modules_from_strings(**modules)
         self.scope = self.config.get('default_scope', 'mmengine')
@@ -135,7 +136,6 @@ class Subject:
                 f'default_scope of the config must be one of {", ".join(TASKS)}, got {self.scope!r}'
             )
         self.task = TASKS[self.scope]
-        self.config.model.pop('init_cfg', None)
         if 'test_cfg' in self.config.model and self.task == 'segmentation':
             self.config.model.test_cfg = dict(mode='whole')  # one pass sees the whole image
         import_modules_from_strings([f'{self.scope}.{part}' for part in ('models', 'datasets')])

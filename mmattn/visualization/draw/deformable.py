@@ -59,8 +59,10 @@ def plot_sampling_points(
         lines=2,
     )
     first, *rest = axes[0]
-    show(first, picture, 'image' if found is None else 'image with predictions')
+    show(first, picture, 'image')
     if found is not None:
+        num = len(found.labels)
+        entitle(first, f'image with {num} predictions' if num else 'image: nothing was detected')
         draw_instances(first, picture, found, classes, class_colours(len(classes)))
     shown = set()
     for panel, block in zip(rest, blocks, strict=True):
@@ -198,15 +200,14 @@ def _swin_panel(panel, picture, stage, swin, query, num) -> None:
     block = same[-1]
     window = chosen_window(block, block.token(*query))
     shares = window.weights.mean(0)
+    # What the shift brought here from opposite borders is masked.
+    reached = shares > 0
+    spans = window.rows[reached.any(1)], window.columns[reached.any(0)]
     best = np.argsort(shares, axis=None)[::-1][:num]
     rows, columns = np.unravel_index(best, shares.shape)
     points = np.stack([window.columns[columns], window.rows[rows]], 1)
     shares = shares.flatten()[best]
     show(panel, picture, f'Swin, {block.kind} window: {100 * shares.sum():.0f} %', dim=0.75)
     _circles(panel, (points + 0.5) * block.stride, shares)
-    outline(
-        panel,
-        (window.rows.min() * block.stride, (window.rows.max() + 1) * block.stride),
-        (window.columns.min() * block.stride, (window.columns.max() + 1) * block.stride),
-    )
+    outline(panel, *((span.min() * block.stride, (span.max() + 1) * block.stride) for span in spans))
     mark_query(panel, *query)

@@ -154,9 +154,7 @@ def _candidates(
         for row, column in levels[-1].patches[h]:
             lit[row * side : (row + 1) * side, column * side : (column + 1) * side] = 1
     _lit(panel, picture, lit)
-    panel.set_title(
-        f'level 0: looks at tokens of {block.stride} px\nin all that was kept', fontsize=9
-    )
+    entitle(panel, f'level 0: looks at tokens of {block.stride} px\nin all that was kept')
 
 
 def _lit(panel: Axes, picture: np.ndarray, brightness: np.ndarray) -> None:
