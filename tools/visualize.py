@@ -49,7 +49,10 @@ def parse_args():
     parser.add_argument('--stage', type=int, help='show this stage alone, from 0')
     parser.add_argument('--head', type=int, help='show this head beside the mean of all, from 0')
     parser.add_argument(
-        '--class', dest='label', metavar='NAME', help='class, or its number, for Grad-CAM [the likeliest]'
+        '--class',
+        dest='label',
+        metavar='NAME',
+        help='class, or its number, for Grad-CAM [the likeliest]',
     )
     parser.add_argument(
         '--score-thr', type=float, default=0.5, help='detections below are left out'

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor, nn
 
-from .capture import find_backbone
+from .capture import find_backbone, frozen
 from .subject import Subject, View
 
 
@@ -34,11 +34,12 @@ def grad_cam(
             'Grad-CAM is computed by captum, which is not installed: pip install --no-deps captum'
         ) from error
     # A head need not use all maps (RetinaNet leaves out the finest).
-    cams = LayerGradCam(score, find_backbone(model)).attribute(
-        inputs,
-        relu_attributions=True,
-        grad_kwargs=dict(allow_unused=True, materialize_grads=True),
-    )
+    with frozen(model):
+        cams = LayerGradCam(score, find_backbone(model)).attribute(
+            inputs,
+            relu_attributions=True,
+            grad_kwargs=dict(allow_unused=True, materialize_grads=True),
+        )
     cams = cams if isinstance(cams, tuple) else (cams,)
     return [cam[0, 0].detach().float().cpu().numpy() for cam in cams]
 

@@ -160,6 +160,19 @@ def capture(model: nn.Module) -> Iterator[Capture]:
             handle.remove()
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model's parameters want no gradients inside the block, which spares what their graph would hold."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
 def find_backbone(model: nn.Module) -> nn.Module:
     """The backbone that can be looked into: one of ours, or mmdet's Swin.
 

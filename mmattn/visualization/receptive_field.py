@@ -6,15 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .capture import find_backbone
-
-DRAWS = 4
+from .capture import find_backbone, frozen
 
 
 def effective_receptive_field(model: nn.Module, inputs: Tensor) -> list[np.ndarray]:
     """How much the middle of each output of the backbone depends on each pixel of the image.
 
-    The absolute gradient by the pixels, summed over colours, of random mixtures of the channels there: their plain
+    The absolute gradient by the pixels, summed over colours, of a random mixture of the channels there: their plain
     sum is constant behind a LayerNorm.
 
     Args:
@@ -28,14 +26,12 @@ def effective_receptive_field(model: nn.Module, inputs: Tensor) -> list[np.ndarr
     inputs = inputs.detach().clone().requires_grad_()
     generator = torch.Generator().manual_seed(0)
     fields = []
-    with torch.enable_grad():
+    with frozen(backbone), torch.enable_grad():
         for output in backbone(inputs):
             middle = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
-            field = torch.zeros_like(inputs[0, 0])
-            for _ in range(DRAWS):
-                mixture = torch.randn(middle.shape, generator=generator).to(middle)
-                (gradient,) = torch.autograd.grad(middle, inputs, mixture, retain_graph=True)
-                field += gradient.abs().sum((0, 1))
+            mixture = torch.randn(middle.shape, generator=generator).to(middle)
+            (gradient,) = torch.autograd.grad(middle, inputs, mixture, retain_graph=True)
+            field = gradient.abs().sum((0, 1))
             fields.append((field / field.sum().clamp(min=1e-30)).float().cpu().numpy())
     return fields
 

@@ -209,5 +209,7 @@ def _swin_panel(panel, picture, stage, swin, query, num) -> None:
     shares = shares.flatten()[best]
     show(panel, picture, f'Swin, {block.kind} window: {100 * shares.sum():.0f} %', dim=0.75)
     _circles(panel, (points + 0.5) * block.stride, shares)
-    outline(panel, *((span.min() * block.stride, (span.max() + 1) * block.stride) for span in spans))
+    outline(
+        panel, *((span.min() * block.stride, (span.max() + 1) * block.stride) for span in spans)
+    )
     mark_query(panel, *query)

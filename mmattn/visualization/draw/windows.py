@@ -48,10 +48,10 @@ def plot_received_attention(
     )
     for row, block, some in zip(axes, blocks, heads, strict=True):
         received = received_attention(block)
-        maps = {
-            f'mean of {block.num_heads} heads': received.mean(0),
-            **{f'head {h}': received[h] for h in some},
-        }
+        maps = {f'mean of {block.num_heads} heads': received.mean(0)}
+        maps |= {f'head {h}': received[h] for h in some}
+        if block.num_heads == 1:
+            maps = {'the only head': received[0]}
         scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 2))
         show(row[0], picture, f'image, windows of {block.module.window_size} tokens')
         _window_grid(row[0], picture, block)
