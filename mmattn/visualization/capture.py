@@ -73,13 +73,6 @@ class Block:
             for place, side in zip((y, x), self.size, strict=True)
         )
 
-    def check_head(self, head: int) -> int:
-        if not 0 <= head < self.num_heads:
-            raise ValueError(
-                f'{self.title} has the heads 0 to {self.num_heads - 1}, got head {head}'
-            )
-        return head
-
 
 @dataclass
 class Capture:

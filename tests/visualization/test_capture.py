@@ -131,7 +131,5 @@ def test_what_is_not_there_is_named_with_what_is():
         seen.block(7)
     with pytest.raises(ValueError, match='no block of global attention in stage 2'):
         seen.block(2, 'global')
-    with pytest.raises(ValueError, match='has the heads 0 to 3, got head 4'):
-        seen.block(3).check_head(4)
     with pytest.raises(TypeError, match='GCViT, DAT and QuadTree'), capture(nn.Linear(1, 1)):
         pass

@@ -13,7 +13,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 HEAT = 'inferno'
 OPACITY = 0.72
@@ -172,10 +171,6 @@ def row_title(axes: Axes, text: str) -> None:
         va='center',
         fontsize=9,
     )
-
-
-def halo(width: float = 2.5):
-    return [withStroke(linewidth=width, foreground='black')]
 
 
 def chosen_heads(num_heads: int, head: int | None) -> list[int]:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..detection import Instances, class_colours, draw_instances
+from ..subject import IGNORED
 from .base import entitle, grey, legend, panels, show
 
 TOP = 5  # classes of a classifier
 MAX_LEGEND = 10  # the largest segments are named
-IGNORED = 255
 
 
 def plot_prediction(
