@@ -1,380 +1,84 @@
-"""Times the operators against their literal definitions, with peak memory and the hardware's floor.
+"""Times mmattn's operators, backbones and detectors, with peak memory, beside others.
 
-    python tools/benchmark.py ops [--device cpu|cuda] [--dtype float32] [--only PATTERN]
+    python tools/benchmark.py ops        each operator, its literal definition and the hardware's floor
+    python tools/benchmark.py backbones  whole backbones, with literal operators and with compiled ones
+    python tools/benchmark.py detectors  Mask R-CNN's training step and inference, beside mmdet's Swin-T and R50
+    python tools/benchmark.py scaling    backbones on images of growing size
 
-Prints a table and leaves it as ops_DEVICE.json with a chart, ops_DEVICE.png, in work_dirs/benchmark.
-A step is forward and backward. The floor is the time that the machine's own best matrix product and
-copy, measured first, would take for the operator's multiply-adds and for reading its inputs and writing
-its outputs once; in a step, for 3.5 times the products and twice the bytes.
+Each prints a table and leaves it as COMMAND_DEVICE.json with a chart, COMMAND_DEVICE.png, in
+work_dirs/benchmark. Times are medians; a step is forward and backward. `COMMAND --help` says more.
+
+The floor of an operator is the time that the machine's own best matrix product and copy, measured
+first, would take for its multiply-adds and for reading its inputs and writing its outputs once; in a
+step, for 3.5 times the products and twice the bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import fnmatch
 import json
-import math
-import platform
-import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import _benchmark_backbones
+import _benchmark_detectors
+import _benchmark_ops
+import _benchmark_scaling
 import torch
-from torch import Tensor
-from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
+from _measuring import about_machine, hardware
 
-from mmattn import ops
 from mmattn.ops import backend_report
-from mmattn.visualization import plot_speedups
 
-SECONDS = 1.0  # of measuring, at least, for each figure
-MiB = 2**20
-
-
-@dataclass
-class Case:
-    """An operator at one of the sizes that models call it with.
-
-    Attributes:
-        name: operator, where it stands, and what decides its cost.
-        compiled: the public function.
-        literal: its literal definition.
-        inputs: by name; floating-point tensors require gradients.
-    """
-
-    name: str
-    compiled: Callable
-    literal: Callable
-    inputs: dict
-
-
-@dataclass
-class Row:
-    """What was measured of a case; times in ms, memory in MiB above the inputs."""
-
-    name: str
-    literal_forward: float
-    compiled_forward: float
-    floor_forward: float
-    literal_step: float
-    compiled_step: float
-    floor_step: float
-    literal_memory: float
-    compiled_memory: float
-
-
-# ---------------------------------------------------------------------------------------- cases
-
-
-class Maker:
-    """Draws inputs on a device."""
-
-    def __init__(self, device: str, dtype: torch.dtype):
-        self.device, self.dtype = device, dtype
-        self.where = torch.promote_types(dtype, torch.float32)
-        torch.manual_seed(0)
-
-    def draw(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.randn(shape, device=self.device, dtype=dtype or self.dtype).requires_grad_()
-
-    def grid(self, height: int, width: int) -> Tensor:
-        axes = [(torch.arange(n, device=self.device) + 0.5) / n * 2 - 1 for n in (height, width)]
-        return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).flatten(0, 1).to(self.where)
-
-    def positions(self, batch: int, groups: int, height: int, width: int) -> Tensor:
-        """The centres of a grid's cells, moved by a step or so."""
-        grid = self.grid(height, width)
-        steps = torch.tensor([2 / height, 2 / width], device=self.device)
-        offsets = torch.randn(batch, groups, *grid.shape, device=self.device) * steps
-        return (grid + offsets).to(self.where).requires_grad_()
-
-
-def window(make: Maker, name: str, batch: int, size, heads: int, side: int, shared: bool) -> Case:
-    height, width = size
-    projected = make.draw(batch, height, width, 3, heads, 32)
-    q, k, v = projected.unbind(3)
-    if shared:
-        q = make.draw(batch, side, side, heads, 32)
-    return Case(
-        name,
-        ops.window_attention,
-        ops.window_attention_reference,
-        dict(
-            q=q,
-            k=k,
-            v=v,
-            bias=make.draw(heads, side**2, side**2, dtype=make.where),
-            window_size=side,
-            pad_k=make.draw(heads, 32),
-            pad_v=make.draw(heads, 32),
-        ),
-    )
-
-
-def deform(make: Maker, name: str, batch, heads, groups, queries, keys, table) -> Case:
-    q = make.draw(batch, math.prod(queries), heads, 32)
-    k, v = (make.draw(batch, math.prod(keys), heads, 32) for _ in range(2))
-    return Case(
-        name,
-        ops.deform_attention,
-        ops.deform_attention_reference,
-        dict(
-            q=q.transpose(1, 2),
-            k=k.transpose(1, 2),
-            v=v.transpose(1, 2),
-            table=make.draw(heads, table, table, dtype=make.where),
-            query_grid=make.grid(*queries),
-            key_positions=make.positions(batch, groups, *keys),
-            scale=32**-0.5,
-        ),
-    )
-
-
-def sample(make: Maker, name: str, batch, channels, groups, size, points) -> Case:
-    return Case(
-        name,
-        ops.deform_sample,
-        ops.deform_sample_reference,
-        dict(
-            x=make.draw(batch, *size, channels).permute(0, 3, 1, 2),
-            positions=make.positions(batch, groups, *points),
-        ),
-    )
-
-
-def neighborhood(make: Maker, name: str, batch, heads, size) -> Case:
-    q, k, v = make.draw(batch, *size, 3, heads, 32).unbind(3)
-    return Case(
-        name,
-        ops.neighborhood_attention,
-        ops.neighborhood_attention_reference,
-        dict(
-            q=q,
-            k=k,
-            v=v,
-            rpb=make.draw(heads, 13, 13, dtype=make.where),
-            kernel_size=7,
-            scale=32**-0.5,
-        ),
-    )
-
-
-def quadtree(make: Maker, name: str, batch, heads, d, tokens, kept, topk) -> Case:
-    """A level of a map to itself whose parents have kept keys near each other, as on photographs."""
-    first = torch.randint(tokens // 4 - kept, (batch, tokens // 4, 1, heads), device=make.device)
-    parents = first + torch.arange(kept, device=make.device)[:, None]
-    return Case(
-        name,
-        ops.quadtree_level,
-        ops.quadtree_level_reference,
-        dict(
-            queries=make.draw(batch, heads, tokens, d).transpose(1, 2).unflatten(1, (-1, 4)),
-            keys=make.draw(batch, heads, tokens, d).transpose(1, 2),
-            values=make.draw(batch, heads, tokens, d).transpose(1, 2),
-            parents=parents,
-            topk=topk,
-        ),
-    )
-
-
-def cases(make: Maker) -> dict[str, Callable[[], Case]]:
-    """The operators at the sizes of detection (800 x 1344) and of classification (224 x 224), by name."""
-    det, cls = (2, 64) if make.device == 'cuda' else (1, 4)
-    stage1, tokens = (200, 336), 200 * 336
-    found = {}
-
-    def add(name, maker, *arguments):
-        found[name] = lambda: maker(make, name, *arguments)
-
-    for query in ('', ' shared query,'):
-        shared = bool(query)
-        for model, batch, size, heads, side in (
-            ('GC ViT-T det, stage 1', det, stage1, 2, 24),
-            ('GC ViT-T det, stage 3', det, (50, 84), 8, 24),
-            ('GC ViT-T 224, stage 1', cls, (56, 56), 2, 7),
-            ('GC ViT-T 224, stage 3', cls, (14, 14), 8, 14),
-            ('GC ViT-T 224, stage 4', cls, (7, 7), 16, 7),
-        ):
-            name = f'window_attention:{query} {model}, window {side}'
-            add(name, window, batch, size, heads, side, shared)
-    add('deform_attention: DAT-T det, stage 3', deform, det, 12, 3, (50, 84), (50, 84), 27)
-    add('deform_attention: DAT-T det, stage 4', deform, det, 24, 6, (25, 42), (25, 42), 13)
-    add('deform_attention: DAT++-T det, stage 1', deform, det, 2, 1, stage1, (25, 42), 111)
-    add('deform_attention: DAT-T 224, stage 3', deform, cls, 12, 3, (14, 14), (14, 14), 27)
-    add('deform_attention: DAT-T 224, stage 4', deform, cls, 24, 6, (7, 7), (7, 7), 13)
-    add('deform_sample: DAT-T det, stage 3', sample, det, 384, 3, (50, 84), (50, 84))
-    add('deform_sample: DAT++-T det, stage 1', sample, det, 64, 1, stage1, (25, 42))
-    add('neighborhood_attention: DAT++-T det, stage 1', neighborhood, det, 2, stage1)
-    add('neighborhood_attention: DAT++-T 224, stage 1', neighborhood, cls, 2, (56, 56))
-    add('quadtree_level: B2 det, stage 1, level 0, K 32', quadtree, det, 1, 64, tokens, 32, None)
-    add('quadtree_level: B2 det, stage 1, level 1, K 32', quadtree, det, 1, 64, tokens // 4, 32, 32)
-    add('quadtree_level: B2 224, stage 1, level 0, K 8', quadtree, cls, 1, 64, 56 * 56, 8, None)
-    add('quadtree_level: LoFTR, level 0, K 16', quadtree, 2, 8, 32, 64 * 80, 16, None)
-    add('quadtree_level: LoFTR, level 1, K 16', quadtree, 2, 8, 32, 32 * 40, 16, 16)
-    return found
-
-
-# ------------------------------------------------------------------------------------ measuring
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """Median time of a call."""
-    function()  # compiles, allocates
-    timer = Timer('f()', globals=dict(f=function), num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=SECONDS).median
-
-
-def peak_memory(function: Callable[[], object], device: str) -> float:
-    """MiB that a call takes beyond what was there before."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - before) / MiB
-    # What was freed before is given back to the system, or it would be taken again unseen.
-    ctypes.CDLL(None).malloc_trim(0)
-    before = memory_status('VmRSS')
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
-    function()
-    return (memory_status('VmHWM') - before) / 1024
-
-
-def memory_status(key: str) -> int:
-    """kB, of this process."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise RuntimeError(f'/proc/self/status has no {key}: memory is measured on Linux only')
-
-
-def hardware(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Multiply-adds and bytes a second of this machine's best matrix product and copy."""
-    n = 8192 if device == 'cuda' else 1536
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    x = torch.empty(2**28 if device == 'cuda' else 2**25, device=device)
-    y = torch.empty_like(x)
-    product, copy = seconds(lambda: a @ b), seconds(lambda: y.copy_(x))
-    return n**3 / product, 2 * x.numel() * x.element_size() / copy
-
-
-def measure(case: Case, device: str, machine: tuple[float, float]) -> Row:
-    leaves = [
-        t
-        for t in case.inputs.values()
-        if isinstance(t, Tensor) and (t.requires_grad or t.grad_fn is not None)
-    ]
-
-    def forward(function):
-        with torch.no_grad():
-            return function(**case.inputs)
-
-    def step(function):
-        out = first(function(**case.inputs))
-        return torch.autograd.grad(out, leaves, torch.ones_like(out), materialize_grads=True)
-
-    with FlopCounterMode(display=False) as counter:
-        out = first(forward(case.literal))
-    products = counter.get_total_flops() / 2
-    moved = sum(
-        t.numel() * t.element_size() for t in [*case.inputs.values(), out] if isinstance(t, Tensor)
-    )
-    row = {}
-    for name, function in (('literal', case.literal), ('compiled', case.compiled)):
-        row[f'{name}_forward'] = seconds(lambda f=function: forward(f)) * 1e3
-        row[f'{name}_step'] = seconds(lambda f=function: step(f)) * 1e3
-        row[f'{name}_memory'] = peak_memory(lambda f=function: step(f), device)
-    rate, bandwidth = machine
-    return Row(
-        case.name,
-        floor_forward=max(products / rate, moved / bandwidth) * 1e3,
-        floor_step=max(3.5 * products / rate, 2 * moved / bandwidth) * 1e3,
-        **row,
-    )
-
-
-def first(outputs):
-    return outputs[0] if isinstance(outputs, tuple) else outputs
-
-
-# -------------------------------------------------------------------------------------- output
-
-HEADER = (
-    '| operator | forward: literal | compiled | ratio | floor | step: literal | compiled | ratio '
-    '| floor | memory: literal | compiled |\n|---|' + '---|' * 10
-)
-
-
-def line(row: Row) -> str:
-    return (
-        f'| {row.name} | {row.literal_forward:.3g} | {row.compiled_forward:.3g} '
-        f'| {row.literal_forward / row.compiled_forward:.1f}x | {row.floor_forward:.2g} '
-        f'| {row.literal_step:.3g} | {row.compiled_step:.3g} '
-        f'| {row.literal_step / row.compiled_step:.1f}x | {row.floor_step:.2g} '
-        f'| {row.literal_memory:.0f} | {row.compiled_memory:.0f} |'
-    )
-
-
-def processor() -> str:
-    for entry in Path('/proc/cpuinfo').read_text().splitlines():
-        if entry.startswith('model name'):
-            return entry.split(':', 1)[1].strip()
-    return platform.processor()
+COMMANDS = {
+    'ops': _benchmark_ops,
+    'backbones': _benchmark_backbones,
+    'detectors': _benchmark_detectors,
+    'scaling': _benchmark_scaling,
+}
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest='command', required=True)
-    command = commands.add_parser('ops', help='the operators, one by one')
-    command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='[cpu]')
-    command.add_argument(
-        '--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32', help='[float32]'
-    )
-    command.add_argument('--only', default='*', metavar='PATTERN', help='cases, as in file names')
-    command.add_argument('--threads', type=int, help="of the CPU [torch's]")
-    command.add_argument(
-        '--json', type=Path, help='where the figures go [work_dirs/benchmark/ops_DEVICE.json]'
-    )
-    return parser.parse_args()
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        command.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='[cpu]')
+        command.add_argument(
+            '--dtype',
+            choices=('float32', 'float16', 'bfloat16'),
+            help=f'of autocast, or of the operators [{module.DTYPE["cpu"]}; '
+            f'on a GPU {module.DTYPE["cuda"]}]',
+        )
+        command.add_argument(
+            '--only', default='*', metavar='PATTERN', help='names, as in file names'
+        )
+        command.add_argument('--threads', type=int, help="of the CPU [torch's]")
+        command.add_argument(
+            '--json',
+            type=Path,
+            help=f'where the figures go [work_dirs/benchmark/{name}_DEVICE.json]',
+        )
+        module.add_options(command)
+    args = parser.parse_args()
+    args.dtype = args.dtype or COMMANDS[args.command].DTYPE[args.device]
+    args.json = args.json or Path(f'work_dirs/benchmark/{args.command}_{args.device}.json')
+    return args
 
 
 def main():
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-    found = cases(Maker(args.device, dtype))
-    chosen = [found[name] for name in fnmatch.filter(found, args.only)]
-    if not chosen:
-        raise SystemExit(f'no case matches {args.only!r}; there are:\n' + '\n'.join(found))
-    target = args.json or Path(f'work_dirs/benchmark/ops_{args.device}.json')
-    target.parent.mkdir(parents=True, exist_ok=True)
-    name = torch.cuda.get_device_name() if args.device == 'cuda' else processor()
-    threads = f', {torch.get_num_threads()} threads' if args.device == 'cpu' else ''
-    machine = hardware(args.device, dtype)
-    about = (
-        f'{name}{threads}, {args.dtype}, torch {torch.__version__}; matrix product '
-        f'{machine[0] * 2e-9:.0f} GFLOP/s, copy {machine[1] * 1e-9:.0f} GB/s'
-    )
-    print(
-        f'{about}\n{backend_report()}\ntimes in ms, memory of a step in MiB\n\n{HEADER}', flush=True
-    )
-    rows = []
-    for make_case in chosen:
-        rows.append(measure(make_case(), args.device, machine))
-        print(line(rows[-1]), flush=True)
-    target.write_text(json.dumps(dict(machine=about, rows=[asdict(row) for row in rows]), indent=1))
-    chart = target.with_suffix('.png')
-    speedups = {
-        'forward': [row.literal_forward / row.compiled_forward for row in rows],
-        'step': [row.literal_step / row.compiled_step for row in rows],
-        'memory of a step': [row.literal_memory / max(row.compiled_memory, 1) for row in rows],
-    }
-    plot_speedups([row.name for row in rows], speedups, about).savefig(chart)
-    geometric = statistics.geometric_mean(speedups['step'])
-    print(f'\nsteps are {geometric:.1f} times faster (geometric mean); {target}, {chart}')
+    machine = hardware(args.device, getattr(torch, args.dtype))
+    about = about_machine(args.device, args.dtype, machine)
+    print(f'{about}\n{backend_report()}', flush=True)
+    rows, chart, summary = COMMANDS[args.command].run(args, machine, about)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(dict(machine=about, rows=rows), indent=1))
+    picture = args.json.with_suffix('.png')
+    chart.savefig(picture)
+    print(f'\n{summary}; {args.json}, {picture}')
 
 
 if __name__ == '__main__':

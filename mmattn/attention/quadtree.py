@@ -204,9 +204,9 @@ class QuadTreeAttention(nn.Module):
         context = query_map if context_map is None else context_map
         self.check(query_map, context)
         height, width = query_map.shape[2:]
-        queries = self.pyramid(self.pad(self.q_proj(query_map)))
-        keys = self.pyramid(self.pad(self.k_proj(context)))
-        values = [self.pad(self.v_proj(context))]
+        queries = self.pyramid(self.pad(pointwise(self.q_proj, query_map)))
+        keys = self.pyramid(self.pad(pointwise(self.k_proj, context)))
+        values = [self.pad(pointwise(self.v_proj, context))]
         for branch in self.value_branchs:
             values.append(branch(values[-1]))
         is_padded = keys[0].shape[2:] != context.shape[2:]
@@ -244,8 +244,8 @@ class QuadTreeAttention(nn.Module):
             sum to 1 for each query and head.
         """
         context = query_map if context_map is None else context_map
-        maps = self.pyramid(self.pad(self.q_proj(query_map)))
-        keys = [k.detach() for k in self.pyramid(self.pad(self.k_proj(context)))]
+        maps = self.pyramid(self.pad(pointwise(self.q_proj, query_map)))
+        keys = [k.detach() for k in self.pyramid(self.pad(pointwise(self.k_proj, context)))]
         values = [torch.zeros_like(k, requires_grad=True) for k in keys]
         is_padded = keys[0].shape[2:] != context.shape[2:]
         with torch.enable_grad():
@@ -294,6 +294,11 @@ class QuadTreeAttention(nn.Module):
         return levels
 
 
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1 x 1 convolution of (B, C, H, W) as a matrix product, whose result is channel-last in memory."""
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
 def value_branch(dim: int, act: type[nn.Module]) -> nn.Sequential:
     """Type B's way from a level's values to those of the next coarser level, on (B, C, H, W)."""
     return nn.Sequential(
@@ -331,12 +336,12 @@ def _to_quads(x: Tensor, num_heads: int, depth: int) -> Tensor:
     cell, d = 2**depth, channels // num_heads
     halves = [2] * depth
     # Channels last before the tokens move: a gradient that takes both steps in one is several times slower.
-    # Heads outermost in memory: the children of a key are then one piece for each head.
-    x = x.reshape(batch, num_heads, d, height * width).transpose(2, 3).contiguous()
-    x = x.view(batch, num_heads, height // cell, *halves, width // cell, *halves, d)
-    rows, columns = range(2, 3 + depth), range(3 + depth, 4 + 2 * depth)
+    x = x.permute(0, 2, 3, 1).contiguous()
+    x = x.view(batch, height // cell, *halves, width // cell, *halves, num_heads, d)
+    rows, columns = range(1, 2 + depth), range(2 + depth, 3 + 2 * depth)
     tokens = [dim for pair in zip(rows, columns, strict=True) for dim in pair]
-    x = x.permute(0, 1, *tokens, x.ndim - 1).reshape(batch, num_heads, height * width, d)
+    # Heads outermost in memory: the children of a key are then one piece for each head.
+    x = x.permute(0, x.ndim - 2, *tokens, x.ndim - 1).reshape(batch, num_heads, height * width, d)
     return x.transpose(1, 2)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 NUM_STAGES = 4
 MIN_IMAGE_SIDE = 32
+
+# Blocks differ in width, kind, dropping or not, training or not; each of these is a program of its own, but image
+# sizes and batches are not. torch's default of 8 would leave most blocks uncompiled.
+_MAX_PROGRAMS = 128
 
 
 class PyramidBackbone(BaseModule):
@@ -23,12 +29,18 @@ class PyramidBackbone(BaseModule):
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages, with their output norms, get no
             gradients and stay in evaluation mode.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``, for images of any size.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=...)`` takes whatever
             :func:`mmattn.checkpoint.load_checkpoint` takes.
     """
 
     def __init__(
-        self, out_indices: Sequence[int], frozen_stages: int, with_cp: bool, init_cfg: dict | None
+        self,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        with_cp: bool,
+        compile_blocks: bool,
+        init_cfg: dict | None,
     ):
         super().__init__(init_cfg)
         self.out_indices = stage_indices(out_indices)
@@ -38,6 +50,7 @@ class PyramidBackbone(BaseModule):
             )
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
+        self.compile_blocks = compile_blocks
         self._frozen: list[nn.Module] = []
 
     @property
@@ -54,10 +67,11 @@ class PyramidBackbone(BaseModule):
         return [getattr(self, f'norm{i}')] if i in self.out_indices else []
 
     def run(self, block: Callable[..., Tensor], *inputs) -> Tensor:
-        """``block(*inputs)``, recomputed in backward where ``with_cp`` asks for it."""
+        """``block(*inputs)``, compiled and recomputed in backward where the options ask for it."""
+        call = _compiled_call() if self.compile_blocks else _call
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+            return checkpoint(call, block, *inputs, use_reentrant=False)
+        return call(block, *inputs)
 
     def train(self, mode: bool = True) -> PyramidBackbone:
         super().train(mode)
@@ -70,10 +84,23 @@ class PyramidBackbone(BaseModule):
         if self.init_cfg and self.init_cfg.get('type') == 'Pretrained':
             from mmattn.checkpoint import load_checkpoint  # it looks at backbones from outside
 
-            load_checkpoint(self, self.init_cfg['checkpoint'])
+            report = load_checkpoint(self, self.init_cfg['checkpoint'])
+            print_log(report.summary, logger='current')
             self.is_init = True
         else:
             super().init_weights()
+
+
+def _call(block: Callable[..., Tensor], *inputs) -> Tensor:
+    return block(*inputs)
+
+
+@functools.cache
+def _compiled_call() -> Callable[..., Tensor]:
+    from torch._dynamo import config  # slow to import
+
+    config.recompile_limit = max(config.recompile_limit, _MAX_PROGRAMS)
+    return torch.compile(_call, dynamic=True)
 
 
 def stage_indices(out_indices: Sequence[int]) -> tuple[int, ...]:

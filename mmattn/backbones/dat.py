@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention import DeformableAttention, NeighborhoodAttention, WindowAttention
-from mmattn.layers import ChannelNorm, Mlp
+from mmattn.layers import ChannelNorm, Mlp, ScaledResidual
 
 from .base import (
     NUM_STAGES,
@@ -143,6 +142,22 @@ def overlapping_stem(dim: int) -> nn.Sequential:
     )
 
 
+def dat_block(
+    x: Tensor,
+    perception: nn.Module | None,
+    norm1: nn.Module,
+    attention: nn.Module,
+    norm2: nn.Module,
+    mlp: nn.Module,
+    residual: nn.Module,
+) -> Tensor:
+    """DAT++'s convolution, then norm, attention, residual, norm, MLP, residual, on (B, H, W, C)."""
+    if perception is not None:
+        x = x + perception(x)
+    x = residual(x, attention(norm1(x)))
+    return residual(x, mlp(norm2(x)))
+
+
 class DATStage(nn.Module):
     """The blocks of one resolution; block d is ``attns[d]`` and ``mlps[d]`` with two norms.
 
@@ -162,22 +177,18 @@ class DATStage(nn.Module):
         self.layer_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * depth))
         self.attns = nn.ModuleList(attentions)
         self.mlps = nn.ModuleList(mlp(dim, 4 * dim) for _ in range(depth))
-        self.drop_paths = nn.ModuleList(DropPath(rate) for rate in drop_path)
+        self.residuals = nn.ModuleList(ScaledResidual(rate) for rate in drop_path)
         self.local_perception_units = nn.ModuleList(
             DepthwiseConv(dim) for _ in range(depth if plus_plus else 0)
         )
 
-    def block(self, d: int, x: Tensor) -> Tensor:
-        """Norm, attention, residual, norm, MLP, residual, on (B, H, W, C)."""
-        if self.local_perception_units:
-            x = x + self.local_perception_units[d](x)
-        x = x + self.drop_paths[d](self.attns[d](self.layer_norms[2 * d](x)))
-        return x + self.drop_paths[d](self.mlps[d](self.layer_norms[2 * d + 1](x)))
-
     def forward(self, x: Tensor, run) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); ``run(block, *inputs)`` calls each block."""
-        for d in range(len(self.attns)):
-            x = run(self.block, d, x)
+        perceptions = self.local_perception_units or [None] * len(self.attns)
+        for d, perception in enumerate(perceptions):
+            norm1, norm2 = self.layer_norms[2 * d], self.layer_norms[2 * d + 1]
+            parts = norm1, self.attns[d], norm2, self.mlps[d], self.residuals[d]
+            x = run(dat_block, x, perception, *parts)
         return x
 
 
@@ -195,6 +206,8 @@ class DAT(PyramidBackbone):
         drop_path_rate: stochastic depth of the last block; None takes the architecture's published rate.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
+            other sizes do not compile them anew.
         init_cfg: mmengine's initialisation; 'Pretrained' takes the published files.
 
     Raises:
@@ -211,9 +224,10 @@ class DAT(PyramidBackbone):
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, init_cfg)
+        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
         arch = look_up_arch(arch, arch_zoo, 'DAT')
         dims = per_stage('dims', arch.dims)
         _check_blocks(arch.blocks)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention import GlobalWindowAttention, WindowAttention
-from mmattn.layers import Mlp
+from mmattn.layers import Mlp, ScaledResidual
 
 from .base import (
     NUM_STAGES,
@@ -212,7 +211,7 @@ class GCViTBlock(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
+        self.residual = ScaledResidual(drop_path)
         for name in ('gamma1', 'gamma2'):
             gamma = (
                 None
@@ -222,11 +221,8 @@ class GCViTBlock(nn.Module):
             self.register_parameter(name, gamma)
 
     def forward(self, x: Tensor, *global_query: Tensor) -> Tensor:
-        x = x + self.branch(self.attn(self.norm1(x), *global_query), self.gamma1)
-        return x + self.branch(self.mlp(self.norm2(x)), self.gamma2)
-
-    def branch(self, x: Tensor, gamma: Tensor | None) -> Tensor:
-        return self.drop_path(x if gamma is None else gamma * x)
+        x = self.residual(x, self.attn(self.norm1(x), *global_query), self.gamma1)
+        return self.residual(x, self.mlp(self.norm2(x)), self.gamma2)
 
 
 class GCViTStage(nn.Module):
@@ -288,6 +284,8 @@ class GCViT(PyramidBackbone):
         drop_path_rate: stochastic depth of the last block; None takes the architecture's published rate.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
+            other sizes do not compile them anew.
         stem: 'conv', or 'patchify' (Swin's; table 5).
         downsampler: between stages, 'fused_mbconv', or 'max_pool', 'patch_merging' (table 8).
         odd_blocks: attention of every second block: 'global', or 'shifted' windows (Swin), 'local' (table 5).
@@ -307,12 +305,13 @@ class GCViT(PyramidBackbone):
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         stem: str = 'conv',
         downsampler: str = 'fused_mbconv',
         odd_blocks: str = 'global',
         init_cfg: dict | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, init_cfg)
+        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
         arch = look_up_arch(arch, arch_zoo, 'GCViT')
         depths = per_stage('depths', arch.depths)
         num_heads = per_stage('num_heads', arch.num_heads)

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmcv.cnn.bricks import DropPath
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention.quadtree import VALUE_ACTS, QuadTreeAttention, check_attn_type, check_topks
-from mmattn.layers import Mlp
+from mmattn.layers import Mlp, ScaledResidual
 
 from .base import (
     PyramidBackbone,
@@ -108,12 +107,12 @@ class QuadTreeBlock(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = ConvMlp(dim, dim * mlp_ratio)
-        self.drop_path = DropPath(drop_path)
+        self.residual = ScaledResidual(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         attended = self.attn(self.norm1(x).permute(0, 3, 1, 2))
-        x = x + self.drop_path(attended.permute(0, 2, 3, 1))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.residual(x, attended.permute(0, 2, 3, 1))
+        return self.residual(x, self.mlp(self.norm2(x)))
 
 
 @MODELS.register_module()
@@ -132,6 +131,8 @@ class QuadTree(PyramidBackbone):
         drop_path_rate: stochastic depth of the last block; None takes the published ImageNet rate, 0.1.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
         with_cp: recompute blocks in the backward pass instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
+            other sizes do not compile them anew.
         init_cfg: mmengine's initialisation; 'Pretrained' takes the published files.
 
     Raises:
@@ -149,9 +150,10 @@ class QuadTree(PyramidBackbone):
         drop_path_rate: float | None = 0.1,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        compile_blocks: bool = False,
         init_cfg: dict | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, init_cfg)
+        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
         arch = look_up_arch(arch, arch_zoo, 'QuadTree')
         dims, depths, num_heads, mlp_ratios, num_levels = (
             per_stage(name, getattr(arch, name)) for name in QuadTreeArch.__dataclass_fields__

@@ -1,7 +1,16 @@
 """Published weights, read safely and fitted to a model."""
 
-from .files import CheckpointError, read_state_dict
+from .files import CheckpointError, read_checkpoint, read_state_dict, weight_sets, weights_of
 from .loading import load_checkpoint, to_own_format
 from .report import LoadReport
 
-__all__ = ['CheckpointError', 'LoadReport', 'load_checkpoint', 'read_state_dict', 'to_own_format']
+__all__ = [
+    'CheckpointError',
+    'LoadReport',
+    'load_checkpoint',
+    'read_checkpoint',
+    'read_state_dict',
+    'to_own_format',
+    'weight_sets',
+    'weights_of',
+]

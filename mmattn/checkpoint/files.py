@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Where training programs keep the weights within a checkpoint, the first that is there wins.
-CONTAINERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
+# Where training programs keep the weights within a checkpoint, and an average of them; the first that is there wins.
+RAW_WEIGHTS = ('state_dict', 'model')
+AVERAGED_WEIGHTS = ('state_dict_ema', 'model_ema')
+CONTAINERS = RAW_WEIGHTS + AVERAGED_WEIGHTS
+# mmengine's EMAHook exchanges the two: the average is in state_dict, and this has what was trained.
+MMENGINE_RAW_WEIGHTS = 'ema_state_dict'
 
 
 class CheckpointError(ValueError):
@@ -23,26 +30,68 @@ class CheckpointError(ValueError):
 def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], str]:
     """The tensors of a checkpoint by name, on the CPU, and what to call their source in messages.
 
+    Those of a file may be mapped from it rather than read: it must not change while they are in use.
+
     Args:
-        source: a file, an http(s) address (downloaded once into torch.hub's folder), or a mapping. Weights may
-            lie in a container ('state_dict', 'model', ...) and carry DDP's ``module.`` prefix.
+        source: a ``.safetensors`` file or one of ``torch.save``, an http(s) address of one (downloaded once into
+            torch.hub's folder), or a mapping. Weights may lie in a container ('state_dict', 'model', ...) and
+            carry DDP's ``module.`` prefix.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is damaged, needs more than tensors and plain values to be read, or has no
-            weights in it.
+        CheckpointError: the file cannot be downloaded, is damaged, needs more than tensors and plain values to be
+            read, or has no weights in it.
         TypeError: source is none of the above.
     """
+    content, label = read_checkpoint(source)
+    container = next((name for name in CONTAINERS if _has(content, name)), None)
+    return weights_of(content, label, container), label
+
+
+def read_checkpoint(source: str | Path | Mapping) -> tuple[object, str]:
+    """All that is in a checkpoint, and what to call it in messages; arguments and errors as above."""
     if isinstance(source, Mapping):
-        content, label = source, 'a state dict'
-    elif isinstance(source, (str, Path)):
-        label = str(source)
-        content = _read_file(_local_file(label))
-    else:
-        raise TypeError(
-            f'source must be a path, a URL or a state dict, got {type(source).__name__}'
+        return source, 'a state dict'
+    if isinstance(source, (str, Path)):
+        return _read_file(_local_file(str(source))), str(source)
+    raise TypeError(f'source must be a path, a URL or a state dict, got {type(source).__name__}')
+
+
+def weight_sets(content: object) -> dict[str, str]:
+    """The containers of a checkpoint's sets of weights: 'raw' as trained, 'ema' averaged over the training."""
+    if _has(content, MMENGINE_RAW_WEIGHTS) and 'steps' in content[MMENGINE_RAW_WEIGHTS]:
+        return dict(ema='state_dict', raw=MMENGINE_RAW_WEIGHTS)
+    sets = {}
+    for kind, containers in (('raw', RAW_WEIGHTS), ('ema', AVERAGED_WEIGHTS)):
+        if there := [name for name in containers if _has(content, name)]:
+            sets[kind] = there[0]
+    return sets
+
+
+def weights_of(content: object, label: str, container: str | None) -> dict[str, Tensor]:
+    """The tensors in a container of a checkpoint, or at its top, without DDP's prefix.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    named = content if container is None else content[container]
+    if not isinstance(named, Mapping):
+        raise CheckpointError(f'{label} holds a {type(named).__name__}, not named tensors')
+    state = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    if not state:
+        names = ', '.join(map(str, list(named)[:5])) or 'nothing'
+        raise CheckpointError(
+            f'{label} holds no tensors under {", ".join(CONTAINERS)} or its top; it holds {names}'
         )
-    return _weights(content, label), label
+    if container == MMENGINE_RAW_WEIGHTS:
+        state.pop('steps')
+    if all(name.startswith('module.') for name in state):
+        state = {name.removeprefix('module.'): value for name, value in state.items()}
+    return state
+
+
+def _has(content: object, container: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(container), Mapping)
 
 
 def _local_file(source: str) -> Path:
@@ -52,15 +101,48 @@ def _local_file(source: str) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f'there is no checkpoint file {path}')
         return path
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(url.path).name)
+    # Under its whole address: on model hubs many files have the same name.
+    address = url.path + (f'?{url.query}' if url.query else '')
+    path = Path(torch.hub.get_dir(), 'checkpoints', quote(url.netloc), quote(address.lstrip('/')))
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f'downloading {source} to {path}')
-        torch.hub.download_url_to_file(source, str(path))
+        try:
+            torch.hub.download_url_to_file(source, str(path))
+        except (OSError, HTTPException) as error:  # of the first kind are urllib's own
+            raise CheckpointError(
+                f'{source} cannot be downloaded: {_first_line(error)}; download it by other means and '
+                f'name the file'
+            ) from error
     return path
 
 
 def _read_file(path: Path):
+    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one: the header's length as 8 bytes, and a JSON object."""
+    with path.open('rb') as file:
+        start = file.read(9)
+    return start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise CheckpointError(
+            f'{path} needs the package safetensors: pip install safetensors'
+        ) from error
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'{path} is damaged or cut short: {_first_line(error)}') from error
+
+
+def _read_torch(path: Path):
     try:
         with torch.serialization.safe_globals(_training_state_types()):
             # Zip files (torch >= 1.6) are mapped, so that the weights are not in memory twice.
@@ -75,22 +157,37 @@ def _read_file(path: Path):
                 f'torch.save(torch.load(file, weights_only=False)["state_dict"], new_file)'
             ) from error
         raise CheckpointError(
-            f'{path} is no torch checkpoint, or is damaged: {_first_line(error)}'
+            f'{path} is no checkpoint of torch or safetensors, or is damaged: {_first_line(error)}'
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         raise CheckpointError(f'{path} is damaged or cut short: {_first_line(error)}') from error
 
 
 def _training_state_types() -> list:
-    """What mmengine's training checkpoints hold beside tensors: its logs, which are numpy arrays."""
+    """What training programs save beside tensors: options (timm, Swin's, mmcv's) and mmengine's logs."""
     array = np.zeros(1)
-    reconstruct = array.__reduce__()[0]
-    scalar = array[0].__reduce__()[0]
-    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    # Each by its name in files of numpy 1 and of numpy 2.
+    numpy = [
+        (part.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
+        for part, name in ((array, '_reconstruct'), (array[0], 'scalar'))
+        for core in ('core', '_core')
+    ]
+    dtypes = [type(np.dtype(name)) for name in _NUMPY_DTYPES]
     log = (_Log, 'mmengine.logging.history_buffer.HistoryBuffer')
     # The logs refer to their own methods by name; nobody calls them here, so they become nothing.
     names = [(_nothing, f'{module}.getattr') for module in ('builtins', '__builtin__')]
-    return [log, np.ndarray, np.dtype, reconstruct, scalar, *dtypes, *names]
+    options = [(OrderedDict, name) for name in _DICTIONARIES]
+    return [argparse.Namespace, slice, np.ndarray, np.dtype, *numpy, *dtypes, log, *names, *options]
+
+
+_NUMPY_DTYPES = ('float64', 'float32', 'int64', 'int32', 'uint32', 'uint8', 'bool')
+# Dictionaries whose keys are attributes; they are read as plain ones.
+_DICTIONARIES = (
+    'yacs.config.CfgNode',
+    'addict.addict.Dict',
+    'mmcv.utils.config.ConfigDict',
+    'mmengine.config.config.ConfigDict',
+)
 
 
 class _Log:
@@ -102,24 +199,6 @@ class _Log:
 
 def _nothing(*_) -> None:
     """Stands for a function that a file names."""
-
-
-def _weights(content, label: str) -> dict[str, Tensor]:
-    for container in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(container), Mapping):
-            content = content[container]
-            break
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'{label} holds a {type(content).__name__}, not named tensors')
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        names = ', '.join(map(str, list(content)[:5])) or 'nothing'
-        raise CheckpointError(
-            f'{label} holds no tensors under {", ".join(CONTAINERS)} or its top; it holds {names}'
-        )
-    if all(name.startswith('module.') for name in state):
-        state = {name.removeprefix('module.'): value for name, value in state.items()}
-    return state
 
 
 def _first_line(error: Exception) -> str:

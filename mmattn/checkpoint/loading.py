@@ -35,7 +35,8 @@ def load_checkpoint(
 
     Args:
         model: a backbone of this package, or a model whose ``backbone`` is one; DDP's wrapper may be around it.
-        source: a path, a URL, or a state dict. Files are read without executing anything in them.
+        source: a path, a URL, or a state dict. Files, torch's or safetensors, are read without executing anything
+            in them, and mapped where they can be: the model is the one copy in memory.
         strict: raise unless every tensor of the source is used or known to be droppable, and every one of the
             model is loaded or known to be fresh. Otherwise what does not fit is left out and reported.
 
@@ -161,7 +162,7 @@ def _to_own_names(
     own, dropped = dict(rest), {}
     for name, value in body.items():
         if name.rpartition('.')[2] in family.rebuilt:
-            dropped[name] = 'built by the model'
+            dropped[f'backbone.{name}'] = 'built by the model'
         elif family.classifier_norm and name.startswith(family.classifier_norm):
             own[family.last_norm + name.removeprefix(family.classifier_norm)] = value
         elif name.startswith(family.classifier_head):

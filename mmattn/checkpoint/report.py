@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """Names are the model's for what it took, and the checkpoint's for what it did not.
+    """Names are those of a model with our backbone (``backbone.*``), whatever they are in the checkpoint.
 
     Attributes:
         source: the file, or 'a state dict'.
@@ -25,11 +25,16 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        lines = [
+    @property
+    def summary(self) -> str:
+        """One line: the source, what it is, and how many tensors went each way."""
+        return (
             f'{self.source} ({self.format}): {len(self.loaded)} loaded, {len(self.resized)} resized, '
             f'{len(self.dropped)} dropped, {len(self.fresh)} fresh'
-        ]
+        )
+
+    def __str__(self) -> str:
+        lines = [self.summary]
         lines += [
             f'  resized {name}: {before} -> {after}'
             for name, (before, after) in self.resized.items()

@@ -3,5 +3,12 @@
 from .channel_norm import ChannelNorm
 from .mlp import Mlp
 from .relative_position import relative_position_bias, relative_position_index
+from .residual import ScaledResidual
 
-__all__ = ['ChannelNorm', 'Mlp', 'relative_position_bias', 'relative_position_index']
+__all__ = [
+    'ChannelNorm',
+    'Mlp',
+    'ScaledResidual',
+    'relative_position_bias',
+    'relative_position_index',
+]

@@ -86,6 +86,11 @@ def compiled_serves(name: str, device: str) -> bool:
     return compiled
 
 
+def literal_is_asked_for() -> bool:
+    """Whether ``MMATTN_OPS=reference`` forbids any faster way than the literal definition."""
+    return _mode() == 'reference'
+
+
 def _mode() -> str:
     mode = os.environ.get('MMATTN_OPS', 'auto')
     if mode not in MODES:

@@ -7,7 +7,7 @@ arrays; ``plot_*`` draw them. :class:`Subject` makes all that from a config, a c
 from .attention import attention_maps
 from .cam import grad_cam
 from .capture import Block, Capture, capture
-from .curves import plot_learning_curve, plot_scaling
+from .curves import plot_growth, plot_learning_curve, plot_scaling
 from .deformable import sampling_points, top_keys
 from .detection import Instances, plot_predictions
 from .draw.deformable import plot_sampling_points, plot_top_keys
@@ -21,7 +21,7 @@ from .pca import feature_pca
 from .quadtree import kept_patches, looks_across
 from .receptive_field import effective_receptive_field
 from .sheet import contact_sheet
-from .speedups import plot_speedups
+from .speedups import plot_speedups, plot_steps
 from .subject import Subject, View
 from .windows import chosen_window, received_attention
 
@@ -46,6 +46,7 @@ __all__ = [
     'plot_chosen_window',
     'plot_features',
     'plot_grad_cam',
+    'plot_growth',
     'plot_kept_patches',
     'plot_learning_curve',
     'plot_prediction',
@@ -55,6 +56,7 @@ __all__ = [
     'plot_sampling_points',
     'plot_scaling',
     'plot_speedups',
+    'plot_steps',
     'plot_top_keys',
     'received_attention',
     'render_page',

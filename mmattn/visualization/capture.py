@@ -147,7 +147,9 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     for stage, index, module in _attention_modules(backbone):
         handles.append(module.register_forward_pre_hook(partial(_keep, seen, stage, index)))
     try:
-        yield seen
+        # What was compiled before would not call the hooks.
+        with torch.compiler.set_stance('force_eager'):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

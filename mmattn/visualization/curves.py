@@ -63,10 +63,40 @@ def plot_scaling(
     figure.suptitle(title, fontsize=12)
     figure.supxlabel(note, fontsize=9, color='0.35')
     left, middle, right = figure.subplots(1, 3)
+    names = _plot_costs(left, middle, time, memory, 'tokens of the map')
+    for i, (name, (keys, errors)) in enumerate(error.items()):
+        right.plot(keys, errors, marker='o', label=name, color=f'C{i + len(names)}')
+    right.set(xscale='log', yscale='log')
+    right.set(xlabel='keys kept at each level, K', ylabel='error relative to full attention')
+    ticks = sorted({key for keys, _ in error.values() for key in keys})
+    right.set_xticks(ticks, [str(key) for key in ticks])
+    right.xaxis.set_minor_locator(NullLocator())
+    right.legend(frameon=False, fontsize=9)
+    right.grid(alpha=0.3)
+    return figure
+
+
+def plot_growth(time: Mapping[str, Curve], memory: Mapping[str, Curve], note: str) -> Figure:
+    """What a training step costs on images of growing size.
+
+    Args:
+        time: name -> (pixels, seconds), drawn on logarithmic axes beside a line of slope 1 and one of slope 2.
+        memory: name -> (pixels, bytes), likewise; the same names have the same colours.
+        note: machine and versions, below the panels.
+    """
+    figure = Figure(figsize=(11, 5), dpi=90, layout='constrained')
+    figure.suptitle('A training step on one square image of growing side', fontsize=12)
+    figure.supxlabel(note, fontsize=9, color='0.35')
+    _plot_costs(*figure.subplots(1, 2), time, memory, 'pixels')
+    return figure
+
+
+def _plot_costs(left, right, time, memory, unit: str) -> list[str]:
+    """Time and memory over a number that is shown as a square; returns the names in the order of their colours."""
     names = list(dict.fromkeys([*time, *memory]))
     for axes, curves, label, scale in (
         (left, time, 'time of a training step (s)', 1.0),
-        (middle, memory, 'peak memory of a training step (MiB)', 2.0**20),
+        (right, memory, 'peak memory of a training step (MiB)', 2.0**20),
     ):
         ticks = sorted({tokens for xs, _ in curves.values() for tokens in xs})
         for name, (tokens, values) in curves.items():
@@ -76,21 +106,10 @@ def plot_scaling(
         for slope, style in ((1, ':'), (2, '--')):
             guide = [first * (x / ticks[0]) ** slope for x in ticks]
             axes.plot(ticks, guide, style, color='0.6', label=f'slope {slope}', zorder=0)
-        axes.set(xscale='log', yscale='log', xlabel='tokens of the map', ylabel=label)
+        axes.set(xscale='log', yscale='log', xlabel=unit, ylabel=label)
         axes.set_ylim(first / 2, 2 * max(max(values) for _, values in curves.values()) / scale)
-        sides = [round(x**0.5) for x in ticks]
-        axes.set_xticks(ticks, [f'{side}²' for side in sides])
+        axes.set_xticks(ticks, [f'{round(x**0.5)}²' for x in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-    left.legend(frameon=False, fontsize=9)
-
-    for i, (name, (keys, errors)) in enumerate(error.items()):
-        right.plot(keys, errors, marker='o', label=name, color=f'C{i + len(names)}')
-    right.set(xscale='log', yscale='log')
-    right.set(xlabel='keys kept at each level, K', ylabel='error relative to full attention')
-    ticks = sorted({key for keys, _ in error.values() for key in keys})
-    right.set_xticks(ticks, [str(key) for key in ticks])
-    right.xaxis.set_minor_locator(NullLocator())
-    right.legend(frameon=False, fontsize=9)
-    for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-    return figure
+    left.legend(frameon=False, fontsize=9)
+    return names

@@ -199,9 +199,9 @@ def test_drop_path_rises_from_zero_and_is_off_in_evaluation():
     with torch.device('meta'):
         model = GCViT('tiny')
         base = GCViT('base', drop_path_rate=0.1)
-    rates = [block.drop_path.drop_prob for level in model.levels for block in level.blocks]
+    rates = [block.residual.rate for level in model.levels for block in level.blocks]
     assert rates == pytest.approx([0.2 * i / 30 for i in range(31)])
-    assert base.levels[3].blocks[-1].drop_path.drop_prob == pytest.approx(0.1)
+    assert base.levels[3].blocks[-1].residual.rate == pytest.approx(0.1)
     model, x = small(drop_path_rate=0.9), torch.randn(2, 3, 32, 32)
     assert torch.equal(model(x)[3], model(x)[3])
     model.train()

@@ -169,7 +169,7 @@ def test_drop_path_rises_from_zero_and_is_off_in_evaluation():
         models = [QuadTree('b2'), QuadTree('b2', drop_path_rate=None)]
     for model in models:
         blocks = [block for i in (1, 2, 3, 4) for block in getattr(model, f'block{i}')]
-        rates = [block.drop_path.drop_prob for block in blocks]
+        rates = [block.residual.rate for block in blocks]
         assert rates == pytest.approx([0.1 * i / 15 for i in range(16)])
     model, x = small(drop_path_rate=0.9), torch.randn(2, 3, 32, 32)
     assert torch.equal(model(x)[3], model(x)[3])

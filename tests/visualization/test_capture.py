@@ -115,6 +115,16 @@ def test_swin_of_mmdet_is_shown_as_it_attends():
     assert window_weights(block).shape == (1, 24, 2, 16, 16)
 
 
+def test_what_is_compiled_is_seen():
+    model = small_backbone('gcvit')
+    compiled = torch.compile(model, backend='eager')
+    with torch.no_grad():
+        compiled(IMAGE)
+        with capture(compiled) as seen:
+            compiled(IMAGE)
+    assert len(seen.blocks) == 7 and len(seen.features) == 4
+
+
 def test_under_autocast_the_inputs_come_back_in_the_dtype_of_the_weights():
     model = small_backbone('gcvit')
     with capture(model) as seen, torch.autocast('cpu', torch.bfloat16), torch.no_grad():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mmattn.visualization import plot_learning_curve, plot_scaling
+from mmattn.visualization import plot_growth, plot_learning_curve, plot_scaling
 
 
 @pytest.fixture
@@ -61,3 +61,14 @@ def test_scaling_says_what_it_shows_and_in_which_units():
     assert [text.get_text() for text in right.get_legend().texts] == ['sharp', 'flat']
     assert figure.get_suptitle() == 'cost and error' and figure.get_supxlabel() == 'on a machine'
     assert left.lines[0].get_color() == middle.lines[0].get_color() != right.lines[0].get_color()
+
+
+def test_growth_says_what_it_shows_and_in_which_units():
+    figure = plot_growth(
+        {'a': ([4096, 65536], [0.1, 1.6])}, {'a': ([4096, 65536], [2**20, 2**24])}, 'on a machine'
+    )
+    time, memory = figure.axes
+    assert time.get_ylabel().endswith('(s)') and memory.get_ylabel().endswith('(MiB)')
+    assert [text.get_text() for text in time.get_xticklabels()] == ['64²', '256²']
+    np.testing.assert_allclose(memory.lines[0].get_xydata(), [[4096, 1], [65536, 16]])
+    np.testing.assert_allclose(time.lines[1].get_ydata(), [0.1, 1.6])

@@ -1,0 +1,79 @@
+"""``compile_blocks``: the same numbers, and no compilation for a new image size."""
+
+import functools
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmattn.backbones import DAT, GCViT, QuadTree, base
+
+FAMILIES = {
+    'gcvit': (GCViT, dict(embed_dims=16, depths=(1, 1, 3, 1), num_heads=(1, 1, 2, 2), mlp_ratio=2)),
+    'dat': (
+        DAT,
+        dict(
+            dims=(16, 16, 32, 32),
+            blocks=('N', 'D', 'LDD', 'S'),
+            num_heads=(1, 1, 2, 2),
+            groups=(0, 1, 1, 0),
+            plus_plus=True,
+        ),
+    ),
+    'quadtree': (
+        QuadTree,
+        dict(
+            embed_dims=(16, 16, 32, 32),
+            depths=(1, 1, 2, 1),
+            num_heads=(1, 1, 2, 2),
+            mlp_ratios=(2, 2, 2, 2),
+        ),
+    ),
+}
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Counts what is compiled; the compiled programs run their operators one by one."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=counter))
+    base._compiled_call.cache_clear()
+    yield counter
+    base._compiled_call.cache_clear()
+    torch._dynamo.reset()
+
+
+def gradients(model, x):
+    model.zero_grad()
+    outputs = model(x)
+    sum((out**2).mean() for out in outputs).backward()
+    return [*outputs, *(p.grad for p in model.parameters())]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_same_numbers_and_no_compilation_for_a_new_size(family, counter, backend):
+    kind, arch = FAMILIES[family]
+    options = dict(topks=4) if kind is QuadTree else {}
+    torch.manual_seed(0)
+    plain = kind(arch, drop_path_rate=0.0, **options).double()
+    compiled = kind(arch, drop_path_rate=0.0, compile_blocks=True, **options).double()
+    compiled.load_state_dict(plain.state_dict())
+    # No side of a map is 1, or that of a window, which GC ViT tells from a global query by their sizes: these
+    # have programs of their own.
+    for height, width in ((64, 96), (105, 65), (160, 96)):
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        for actual, expected in zip(gradients(compiled, x), gradients(plain, x), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+        if height == 64:
+            programs = counter.frame_count
+            assert programs > 0
+    assert counter.frame_count == programs
+
+
+def test_blocks_that_differ_in_their_drop_path_rate_share_a_program(counter, backend):
+    arch = dict(embed_dims=16, depths=(1, 1, 7, 1), num_heads=(1, 1, 2, 2), mlp_ratio=2)
+    model = GCViT(arch, drop_path_rate=0.2, compile_blocks=True)
+    model(torch.randn(2, 3, 64, 64))
+    # A stage's local blocks and its global ones; the first block of all drops nothing.
+    assert counter.frame_count == 5

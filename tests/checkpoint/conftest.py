@@ -1,0 +1,28 @@
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from mmengine.registry import DefaultScope
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope_is_left():
+    yield
+    DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def served():
+    """A context manager that serves a folder by HTTP and gives its address."""
+
+    @contextmanager
+    def serve(folder):
+        handler = partial(SimpleHTTPRequestHandler, directory=folder)
+        with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield f'http://127.0.0.1:{server.server_port}'
+            server.shutdown()
+
+    return serve

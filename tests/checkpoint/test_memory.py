@@ -1,0 +1,66 @@
+"""How much memory loading takes beside the model: about none, since files are mapped.
+
+What is counted is anonymous memory (RssAnon), which is the process's own. Pages that are mapped from a file are
+the system's cache; they count as resident (and in ru_maxrss) while it has room, and are given back when it has not.
+"""
+
+import subprocess
+import sys
+
+# One process for all: it is the model that takes time. malloc gives large blocks back to the system at once.
+PROGRAM = """
+import re, sys, threading, time
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from mmattn.backbones import GCViT
+from mmattn.checkpoint import load_checkpoint
+
+folder, address = Path(sys.argv[1]), sys.argv[2]
+torch.hub.set_dir(folder / 'hub')
+
+def anonymous():
+    return int(re.search(r'RssAnon:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1]) * 1024
+
+def peak_while(work):
+    before = highest = anonymous()
+    done = threading.Event()
+    def watch():
+        nonlocal highest
+        while not done.wait(0.001):
+            highest = max(highest, anonymous())
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return highest - before
+
+arch = dict(embed_dims=192, depths=(1, 1, 1, 1), num_heads=(6, 12, 24, 48), mlp_ratio=4)
+model = GCViT(arch)
+size = sum(value.nbytes for value in model.state_dict().values())
+torch.save({'state_dict': model.state_dict()}, folder / 'zip.pth')
+torch.save(model.state_dict(), folder / 'old.pth', _use_new_zipfile_serialization=False)
+save_file(model.state_dict(), folder / 'model.safetensors')
+load_checkpoint(model, address + '/zip.pth')  # downloaded, and in the cache for what is measured
+print(size)
+for source in ('zip.pth', 'model.safetensors', address + '/zip.pth', 'old.pth'):
+    path = source if source.startswith('http') else folder / source
+    print(peak_while(lambda: load_checkpoint(model, path)) / size)
+"""
+
+
+def test_loading_takes_no_second_copy(tmp_path, served):
+    with served(tmp_path) as address:
+        done = subprocess.run(
+            [sys.executable, '-c', PROGRAM, tmp_path, address], capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    size, *shares = [float(line) for line in done.stdout.splitlines() if 'downloading' not in line]
+    assert size > 200e6
+    zipped, safetensors, cached, old = shares
+    assert max(zipped, safetensors, cached) < 0.05
+    # That it would have been seen: files of torch before 1.6 cannot be mapped.
+    assert 0.5 < old < 1.1

@@ -1,0 +1,304 @@
+"""Files as the authors and timm publish them, made from models of ours by rules of the tests' own.
+
+`tests/checkpoint/test_published_files.py` holds the names and shapes against the published lists.
+"""
+
+import argparse
+import re
+import sys
+import types
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+
+import golden
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+# All kinds of blocks of each family at a fraction of their size.
+SMALL = {
+    'gcvit': dict(
+        embed_dims=32, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2, layer_scale=1e-5
+    ),
+    'dat': dict(
+        dims=(16, 32, 64, 128),
+        blocks=('LS', 'LS', 'LDLD', 'LD'),
+        num_heads=(1, 2, 4, 8),
+        groups=(0, 0, 2, 4),
+    ),
+    'dat++': dict(
+        dims=(16, 32, 64, 128),
+        blocks=('ND', 'NDND', 'ND', 'DD'),
+        num_heads=(1, 2, 4, 8),
+        groups=(1, 1, 2, 4),
+        strides=(8, 4, 2, 1),
+        plus_plus=True,
+        offset_range=None,
+    ),
+    'quadtree': dict(embed_dims=(16, 32, 40, 64), depths=(1, 1, 2, 1)),
+}
+DIMS = {
+    name: arch.get('dims') or arch['embed_dims'] for name, arch in SMALL.items() if name != 'gcvit'
+} | {'gcvit': (32, 64, 128, 256)}
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def build(config, size='real', num_classes=None, **backbone):
+    """The model of a config, such as 'gcvit/gcvit_xxt_imagenet'; the small one has the same names."""
+    cfg = _read(config)
+    model = deepcopy(cfg.model)
+    model.backbone.pop('init_cfg', None)
+    if size == 'small':
+        family = config.split('/')[0]
+        kind = 'dat++' if str(model.backbone.arch).endswith('++') else family
+        model.backbone.arch = SMALL[kind]
+        dims = DIMS[kind]
+        indices = model.backbone.get('out_indices', (0, 1, 2, 3))
+        consumer = model.get('neck') or model.get('decode_head')
+        if consumer.get('type') == 'GlobalAveragePooling':
+            model.head.in_channels = dims[-1]
+        else:
+            consumer.in_channels = [dims[i] for i in indices]
+        if 'auxiliary_head' in model:
+            model.auxiliary_head.in_channels = dims[2]
+        _set_where_present(model, fc_out_channels=16, conv_out_channels=8, channels=16)
+    if num_classes:
+        _set_where_present(model, num_classes=num_classes)
+    model.backbone.update(backbone)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(model)
+
+
+_read = cache(lambda config: Config.fromfile(CONFIGS / f'{config}.py'))
+
+
+def _set_where_present(node, **values):
+    if isinstance(node, list):
+        for child in node:
+            _set_where_present(child, **values)
+    elif isinstance(node, dict):
+        node.update({name: value for name, value in values.items() if name in node})
+        for child in node.values():
+            _set_where_present(child, **values)
+
+
+def fill(model, seed):
+    """Random values in all parameters and saved buffers."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.empty(value.shape).normal_(generator=generator))
+        else:
+            value.fill_(seed)
+    return model
+
+
+# -------------------------------------------------------------------------------- authors' names
+
+
+def gcvit_names(state):
+    """Ours are theirs; they save an index buffer for each table."""
+    out = {}
+    for name, value in state.items():
+        out[name] = value
+        if name.endswith('relative_position_bias_table'):
+            window = (round(value.shape[0] ** 0.5) + 1) // 2
+            index = torch.zeros(window**2, window**2, dtype=torch.long, device=value.device)
+            out[name.replace('bias_table', 'index')] = index
+    return out
+
+
+def dat_names(state):
+    """Our names in the publications', and the buffers, of sizes and values that fit nothing."""
+    out = {}
+    plus_plus = 'patch_proj.3.weight' in state
+    for name, value in state.items():
+        if not plus_plus:
+            name = re.sub(r'^(patch_proj|down_projs\.\d)\.conv\.', r'\1.0.', name)
+            name = re.sub(r'^(patch_proj|down_projs\.\d)\.norm\.', r'\1.1.', name)
+        name = re.sub(r'^norm(\d)\.', r'norms.\1.norm.', name)
+        name = re.sub(r'\.(layer_norms\.\d+)\.', r'.\1.norm.', name)
+        table = re.sub(r'\.(qkv|proj)\.\w+$', '.relative_position_bias_table', name)
+        if table != name and table in state:
+            name = name.replace('.qkv.', '.proj_qkv.').replace('.proj.', '.proj_out.')
+        if '.mlps.' in name and '.fc' in name:
+            linear = r'.linear\1.0.' if plus_plus else r'.chunk.linear\1.'
+            name = re.sub(r'\.fc([12])\.', linear, name)
+            value = value[:, :, None, None] if plus_plus and value.ndim == 2 else value
+        out[name] = value
+        if name.endswith('relative_position_bias_table'):
+            stem = name.rpartition('.')[0]
+            out[f'{stem}.relative_position_index'] = torch.full((5, 5), 10**6)
+            if stem.endswith('.attns.1'):  # of the windows, those that are shifted
+                out[f'{stem}.attn_mask'] = torch.full((4, 5, 5), torch.nan)
+    return out
+
+
+NAMES = {'gcvit': gcvit_names, 'dat': dat_names, 'quadtree': dict}
+# The last norm and the linear layer of a classifier; QuadTree's norm is the body's.
+CLASSIFIERS = {
+    'gcvit': {'backbone.norm3.': 'norm.', 'head.fc.': 'head.'},
+    'dat': {'backbone.norm3.': 'cls_norm.norm.', 'head.fc.': 'cls_head.'},
+    'quadtree': {'head.fc.': 'head.'},
+}
+
+
+def classifier_file(model, family):
+    """An ImageNet classifier's weights as its authors name them."""
+    state, top = {}, {}
+    for name, value in model.state_dict().items():
+        prefix = next((p for p in CLASSIFIERS[family] if name.startswith(p)), None)
+        if prefix:
+            top[CLASSIFIERS[family][prefix] + name.removeprefix(prefix)] = value
+        else:
+            state[name.removeprefix('backbone.')] = value
+    return NAMES[family](state) | top
+
+
+def model_file(model, family):
+    """A detector's of mmdet 2 or a segmentor's of mmseg 0.x: heads have kept their names since."""
+    state = model.state_dict()
+    body = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
+    heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
+    return {f'backbone.{name}': value for name, value in NAMES[family](body).items()} | heads
+
+
+def own_file(model, family):
+    """As our own trainings name them."""
+    return model.state_dict()
+
+
+def timm_names(state):
+    """The names of GC ViT's authors turned into timm's, by its own rules in the other direction."""
+    out = {}
+    for name, value in state.items():
+        if name.endswith('_index'):
+            continue
+        if '.conv.2.fc.' in name:
+            value = value[:, :, None, None]
+        for ours, theirs in (
+            ('conv.0', 'conv_dw'),
+            ('conv.2.fc.0', 'se.fc1'),
+            ('conv.2.fc.2', 'se.fc2'),
+            ('conv.3', 'conv_pw'),
+        ):
+            name = name.replace(f'.{ours}.', f'.conv_block.{theirs}.')
+        name = re.sub(
+            r'levels\.(\d)\.downsample', lambda m: f'stages.{int(m[1]) + 1}.downsample', name
+        )
+        name = re.sub(
+            r'levels\.(\d)\.q_global_gen\.to_q_global\.(\d)\.conv_block',
+            lambda m: f'stages.{m[1]}.global_block.blocks.conv{int(m[2]) + 1}',
+            name,
+        )
+        name = re.sub(r'^levels\.', 'stages.', name)
+        name = name.replace('patch_embed.proj', 'stem.conv1').replace(
+            'patch_embed.conv_down', 'stem.down'
+        )
+        name = name.replace('relative_position_bias_table', 'rel_pos.relative_position_bias_table')
+        name = re.sub(r'\.gamma([12])$', r'.ls\1.gamma', name)
+        name = re.sub(r'^norm\.', 'stages.3.norm.', name)
+        out[re.sub(r'^head\.', 'head.fc.', name)] = value
+    return out
+
+
+def timm_file(model, family):
+    assert family == 'gcvit'
+    return timm_names(classifier_file(model, family))
+
+
+# ------------------------------------------------------------------------------------ containers
+
+
+class CfgNode(dict):
+    """yacs's: what Swin's training program, and those made after it, save their options in."""
+
+    __module__ = 'yacs.config'
+
+
+def _save_swin_training(state, path):
+    options = CfgNode(MODEL=CfgNode(TYPE='dat'))
+    options.__dict__['__immutable__'] = True
+    sys.modules['yacs'], sys.modules['yacs.config'] = (
+        types.ModuleType('yacs'),
+        sys.modules[__name__],
+    )
+    try:
+        content = dict(model=state, optimizer=_optimizer(), max_accuracy=82.0, config=options)
+        torch.save(content, path)
+    finally:
+        del sys.modules['yacs'], sys.modules['yacs.config']
+
+
+def _save_safetensors(state, path):
+    from safetensors.torch import save_file
+
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+
+
+def _optimizer():
+    return dict(state={0: dict(step=torch.tensor(2.0))}, param_groups=[dict(lr=1e-4, params=[0])])
+
+
+def _timm_training(state):
+    options = argparse.Namespace(lr=5e-3, model='gc_vit_tiny', mean=None)
+    return dict(
+        epoch=299, arch=options.model, state_dict=state, optimizer=_optimizer(), version=2,
+        args=options, amp_scaler=dict(scale=65536.0), metric=np.float64(83.4),
+    )  # fmt: skip
+
+
+def _mmdet_2(state):
+    meta = dict(epoch=36, iter=9, config='model = dict()', CLASSES=('a', 'b'), mmdet_version='2.19')
+    return dict(meta=meta, state_dict=state, optimizer=_optimizer())
+
+
+def _mmengine(state):
+    logs = HistoryBuffer(np.array([0.5, 0.25]), np.array([1, 1]))
+    hub = dict(log_scalars={'train/loss': logs}, runtime_info=dict(iter=2, seed=np.uint32(7)))
+    meta = dict(epoch=1, cfg='model = dict()', dataset_meta=dict(classes=('a',)), seed=7)
+    return dict(
+        meta=meta, state_dict=state, message_hub=hub, optimizer=_optimizer(), param_schedulers=[]
+    )
+
+
+def _in(wrap, **options):
+    return lambda state, path: torch.save(wrap(state), path, **options)
+
+
+# How a state dict becomes a file: (state, path) -> None.
+CONTAINERS = {
+    'bare': _in(dict),
+    'state_dict': _in(lambda state: {'state_dict': state, 'epoch': 3}),
+    'model': _in(lambda state: {'model': state}),
+    'state_dict_ema': _in(lambda state: {'state_dict_ema': state}),
+    'model_ema': _in(lambda state: {'model_ema': state}),
+    'module.': _in(lambda state: {'model': {f'module.{name}': v for name, v in state.items()}}),
+    'torch before 1.6': _in(dict, _use_new_zipfile_serialization=False),
+    "timm's training": _in(_timm_training),
+    "Swin's training": _save_swin_training,
+    'mmdet 2': _in(_mmdet_2),
+    'mmengine': _in(_mmengine),
+    'safetensors': _save_safetensors,
+}
+
+
+def golden_model_file(model, case):
+    """A detector's file whose backbone is a golden case's, with the model's own heads."""
+    heads = {k: v for k, v in model.state_dict().items() if not k.startswith('backbone.')}
+    return {f'backbone.{k}': v for k, v in golden.state_dict(case).items()} | heads
+
+
+def bare(backbone):
+    """A backbone in nothing else, under the names of a model that has it."""
+    model = nn.Module()
+    model.backbone = backbone
+    return model
