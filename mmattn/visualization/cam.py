@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 from torch import Tensor, nn
@@ -73,7 +75,22 @@ def detection_score(subject: Subject, view: View, index: int) -> Callable[[Tenso
         raise ValueError(f'there are {num} detections, 0 to {num - 1}, got {index}')
 
     def score(inputs: Tensor) -> Tensor:
-        (result,) = subject.predict(inputs, view.samples)
+        with _attached_scores():
+            (result,) = subject.predict(inputs, view.samples)
         return result.pred_instances.scores[index : index + 1]
 
     return score
+
+
+@contextmanager
+def _attached_scores() -> Iterator[None]:
+    """Let mmdet's dense heads choose among scores with their graph, which they otherwise detach."""
+    from mmdet.models.dense_heads import base_dense_head
+
+    select = base_dense_head.select_single_mlvl
+
+    def attached(maps, image, detach=True):
+        return select(maps, image, detach=False)
+
+    with patch.object(base_dense_head, 'select_single_mlvl', attached):
+        yield
