@@ -226,6 +226,51 @@ class QuadTreeAttention(nn.Module):
             message = message + self.py_att(values).permute(0, 2, 3, 1)
         return self.proj(message[:, :height, :width]).permute(0, 3, 1, 2)
 
+    def weights(
+        self, query_map: Tensor, queries: Tensor, context_map: Tensor | None = None
+    ) -> list[Tensor]:
+        """How much of each level's values :meth:`forward`'s message holds for chosen queries, without the lepe.
+
+        The message is linear in the values, so its gradient by them is the attention, whichever operators serve;
+        each channel of a head answers for another query.
+
+        Args:
+            query_map, context_map: (B, C, H, W) and (B, C, H', W'), as for :meth:`forward`; one of another size is
+                taken with ``lepe``, too.
+            queries: row-major indices of some tokens of the map, int64 (n,).
+
+        Returns:
+            One (B, n, heads, H'_l, W'_l) a level, coarsest first, the padding included; in type B all levels together
+            sum to 1 for each query and head.
+        """
+        context = query_map if context_map is None else context_map
+        maps = self.pyramid(self.pad(pointwise(self.q_proj, query_map)))
+        keys = [k.detach() for k in self.pyramid(self.pad(pointwise(self.k_proj, context)))]
+        values = [torch.zeros_like(k, requires_grad=True) for k in keys]
+        is_padded = keys[0].shape[2:] != context.shape[2:]
+        with torch.enable_grad():
+            message = quadtree_attention(
+                [q.detach() for q in maps],
+                keys,
+                values,
+                self.num_heads,
+                self.topks,
+                self.attn_type,
+                None if self.py_att.weight is None else self.py_att.weight.detach(),
+                key_extent=tuple(context.shape[2:]) if is_padded else None,
+            )
+        width, padded_width = query_map.shape[3], maps[0].shape[3]
+        tokens = queries // width * padded_width + queries % width
+        parts = []
+        for some in tokens.split(message.shape[3]):
+            probe = torch.zeros_like(message)
+            probe[:, some, :, range(len(some))] = 1
+            gradients = torch.autograd.grad(message, values, probe, retain_graph=True)
+            parts.append(
+                [g.unflatten(1, (self.num_heads, -1))[:, :, : len(some)] for g in gradients]
+            )
+        return [torch.cat(level, 2).transpose(1, 2) for level in zip(*parts, strict=True)][::-1]
+
     def check(self, query_map: Tensor, context: Tensor) -> None:
         dim = self.q_proj.in_channels
         for name, x in (('query_map', query_map), ('context_map', context)):

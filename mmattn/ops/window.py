@@ -79,6 +79,30 @@ def window_attention_reference(
     return _in_windows(_literal, q, k, v, bias, window_size, shift, pad_k, pad_v)
 
 
+def window_attention_weights(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor,
+    window_size: int,
+    shift: int = 0,
+    pad_k: Tensor | None = None,
+) -> Tensor:
+    """What :func:`window_attention` multiplies its values with, ``softmax(q k^T / sqrt(d) + bias)``, for people to see.
+
+    Args:
+        q, k, bias, window_size, shift, pad_k: as there.
+
+    Returns:
+        (B, windows, heads, N, N), query first; windows and their tokens are row-major and hold the padding.
+    """
+    _check(q, k, k, bias, window_size, shift, pad_k, None)
+    q = _query_windows(q, k, window_size, shift)
+    k = _lay_out(k, window_size, shift, pad_k)
+    if shift:
+        bias = bias + _shift_mask(*k.shape[1:3], window_size, shift, bias)
+    return _weights(q, _partition(k, window_size), bias)
+
+
 def window_attention_flops(
     height: int, width: int, channels: int, window_size: int, shared_query: bool
 ) -> int:
@@ -91,8 +115,12 @@ def window_attention_flops(
 
 
 def _literal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return _weights(q, k, bias).to(v.dtype) @ v
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return scores.softmax(dim=-1)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -104,10 +132,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
     _, height, width, _, _ = k.shape
-    if q.shape[1:3] == k.shape[1:3]:
-        q = _partition(_lay_out(q, window_size, shift, None), window_size)
-    else:
-        q = q.flatten(1, 2).transpose(1, 2).unsqueeze(1)  # (B, 1, heads, N, d): one for all windows
+    q = _query_windows(q, k, window_size, shift)
     k = _lay_out(k, window_size, shift, pad_k)
     v = _lay_out(v, window_size, shift, pad_v)
     padded = k.shape[1:3]
@@ -118,6 +143,13 @@ def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
     if shift:
         out = out.roll((shift, shift), dims=(1, 2))
     return out[:, :height, :width]
+
+
+def _query_windows(q: Tensor, k: Tensor, window_size: int, shift: int) -> Tensor:
+    """(B, windows, heads, N, d), or of a shared query (B, 1, heads, N, d): one for all windows."""
+    if q.shape[1:3] == k.shape[1:3]:
+        return _partition(_lay_out(q, window_size, shift, None), window_size)
+    return q.flatten(1, 2).transpose(1, 2).unsqueeze(1)
 
 
 def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) -> Tensor:
