@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mmattn
 from mmattn.doctor import Facts, Import, examine, installed, try_import
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,6 +175,12 @@ def test_a_requirement_that_a_package_does_not_state():
     assert check.mend == 'python -m pip install --no-deps "torchvision==0.28.*"'
 
 
+def test_upstream_mmengine_without_pkg_resources():
+    error = Import(error="ModuleNotFoundError: No module named 'pkg_resources'")
+    check = look(upstream({'mmengine': error}), 'mmengine')
+    assert (check.state, check.mend) == ('fail', 'python -m pip install "setuptools<81"')
+
+
 def test_a_fault_of_mmattn_is_not_blamed_on_the_task_packages():
     error = Import(error='SyntaxError: invalid syntax')
     checks = examine(facts(dict.fromkeys(('mmattn', 'mmdet', 'mmseg', 'mmpretrain'), error)))
@@ -308,12 +315,16 @@ def test_here_the_main_job_can_run():
 def test_runs_without_any_package_at_all(tmp_path):
     venv.create(tmp_path / 'bare', with_pip=False)
     python = tmp_path / 'bare' / 'bin' / 'python'
-    run = doctor(python=python)
+    # Where mmattn is installed, everything else is beside it.
+    alone = tmp_path / 'alone'
+    alone.mkdir()
+    (alone / 'mmattn').symlink_to(Path(mmattn.__file__).parent)
+    run = doctor(python=python, path=[alone])
     assert run.returncode == 1
     assert run.stderr == ''
     assert 'mmattn needs torch >= 2.10, and it is not installed\n' in run.stdout
     assert run.stdout.endswith('The main job cannot run.\n')
-    checks = report(doctor('--json', python=python))
+    checks = report(doctor('--json', python=python, path=[alone]))
     missing = {name for name, check in checks.items() if check['found'] == 'not installed'}
     packages = {'torch', 'numpy', 'OpenCV', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
     assert missing == packages

@@ -67,11 +67,11 @@ def load(runner, checkpoint):
 
 
 def draw(cfg, args):
-    """Turn on the task's visualization hook; each names its options differently."""
+    """Turn on the task's visualization hook, for every image; each names its options differently."""
     hook = cfg.default_hooks.visualization
-    hook.show, hook.wait_time = args.show, args.wait_time
+    hook.update(show=args.show, wait_time=args.wait_time, interval=1)
     if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, interval=1, out_dir=args.show_dir)
+        hook.update(enable=True, out_dir=args.show_dir)
     else:
         hook.draw = True
         if args.show_dir and cfg.default_scope == 'mmseg':

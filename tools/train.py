@@ -72,7 +72,11 @@ def resume(cfg, source):
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
-    # mmengine 0.10.7 calls torch.load as if it were older than 2.6, and could not resume.
+    let_mmengine_resume()
+
+
+def let_mmengine_resume():
+    """mmengine 0.10.7 calls torch.load as if torch were older than 2.6, and could not read its own checkpoints."""
     if not hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 

@@ -164,6 +164,7 @@ def test_resume_auto_survives_what_a_crash_leaves(run, data, work_dir, pointer, 
 TOY_RUN = """
 import os, resource, sys
 import torch
+import train  # of tools/
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.fileio import LocalBackend, register_backend
@@ -181,6 +182,7 @@ class Toy(BaseModel):
     def forward(self, x, mode='tensor'):
         return dict(loss=self.layer(x).mean())
 
+train.let_mmengine_resume()
 written = []
 def put(self, obj, filepath, LocalPut=LocalBackend.put):
     written.append(filepath)
@@ -215,7 +217,7 @@ def test_an_accident_while_saving_keeps_the_last_good_checkpoint(train, accident
             [sys.executable, script, CONFIG, work_dir, *arguments],
             capture_output=True,
             text=True,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            env=dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tools"}'),
         )
 
     broken = toy(accident)
