@@ -87,10 +87,8 @@ def test_only_dinos_work_is_not_counted():
         ('gcvit/gcvit_xxt_imagenet.py', (224, 224)),
         ('dat/dat_tpp_imagenet.py', (224, 224)),
         ('quadtree/quadtree_b0_imagenet.py', (224, 224)),
-        ('gcvit/upernet_gcvit_t_ade20k.py', (512, 512)),
         ('quadtree/fpn_quadtree_b0_ade20k.py', (512, 512)),
         ('quadtree/retinanet_quadtree_b0_1x_coco.py', (800, 1280)),
-        ('gcvit/mask_rcnn_gcvit_t_coco.py', (800, 1280)),
         ('gcvit/cascade_mask_rcnn_gcvit_t_coco.py', (800, 1280)),
     ],
 )
