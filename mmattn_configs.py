@@ -75,12 +75,11 @@ def config_path(name):
 
 
 class ReaderFinder(MetaPathFinder):
-    """Waits for the import of mmengine's config reader."""
+    """Finds mmengine's config reader, and sees to it that it is extended when it is loaded."""
 
     def find_spec(self, name, path=None, target=None):
         if name != READER:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path)
         if spec is not None and type(spec.loader) is SourceFileLoader:
             spec.loader = ReaderLoader(spec.loader.name, spec.loader.path)
@@ -88,7 +87,7 @@ class ReaderFinder(MetaPathFinder):
 
 
 class ReaderLoader(SourceFileLoader):
-    """Loads it, and extends it."""
+    """Loads the reader, and extends it."""
 
     def exec_module(self, module):
         super().exec_module(module)
