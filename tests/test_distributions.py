@@ -17,8 +17,8 @@ import mmattn
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('mmattn', 'configs', 'docs', 'tests', 'tools')
 FILES = (
-    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'pyproject.toml', 'setup.py'),
-    *('model-index.yml',) * (ROOT / 'model-index.yml').exists(),
+    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'model-index.yml'),
+    *('pyproject.toml', 'setup.py'),
 )
 # What work leaves in a tree; none of it may be packed.
 LEFTOVERS = (
@@ -87,7 +87,7 @@ def wheel(distributions):
 def home_in_the_wheel(path):
     """Where a file of the working tree lies in the wheel, or None."""
     top, *rest = PurePosixPath(path).parts
-    if top == 'mmattn' and path.endswith('.py'):
+    if (top == 'mmattn' and path.endswith('.py')) or path == 'mmattn_configs.py':
         return path
     if top in ('configs', 'model-index.yml') or (top == 'tools' and rest != ['setup_env.py']):
         return f'mmattn/.mim/{path}'
@@ -110,7 +110,7 @@ def test_the_sdist_holds_what_is_needed_to_build_and_test(sdist, packed):
 def test_the_wheel_holds_what_is_used_and_nothing_else(wheel, packed, pytestconfig):
     information = f'mmattn-{mmattn.__version__}.dist-info'
     expected = set(filter(None, map(home_in_the_wheel, packed)))
-    names = ('METADATA', 'RECORD', 'WHEEL', 'licenses/LICENSE', 'top_level.txt')
+    names = ('METADATA', 'RECORD', 'WHEEL', 'licenses/LICENSE', 'top_level.txt', 'entry_points.txt')
     expected |= {f'{information}/{name}' for name in names}
     expected.add('mmattn/ops/_cpu.so')
     if pytestconfig.getoption('--dist') and shutil.which('nvcc'):
