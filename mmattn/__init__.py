@@ -29,6 +29,6 @@ if not _is_doctor():
     mend_config_packages()
     declare_missing_operators()
 
-    from . import attention, backbones, checkpoint, ops
+    from . import attention, backbones, checkpoint, hooks, ops
 
-    __all__ = ['attention', 'backbones', 'checkpoint', 'ops']
+    __all__ = ['attention', 'backbones', 'checkpoint', 'hooks', 'ops']
