@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ('gcvit', 'dat', 'quadtree')
 SIDES = range(64, 193, 8)
 MIB = 2**20
-# MiB in 100 iterations, for what is allocated and what is resident. A position grid of 56 x 56 that is kept
-# for each image size makes 2.4.
-LIMITS = dict(allocated=1.0, resident=4.0)
+# MiB in 100 iterations. A position grid of 56 x 56 that is kept for each image size makes 2.4. What is resident
+# creeps towards its end where nothing is held: free memory lies between blocks that are in use.
+LIMITS = dict(allocated=1.0, resident=10.0)
 
 
 def parse_args():
@@ -42,7 +42,7 @@ def parse_args():
     )
     parser.add_argument('--iters', type=int, default=500, help='training iterations [500]')
     parser.add_argument(
-        '--warm-up', type=int, default=100, help='iterations in which memory may grow [100]'
+        '--warm-up', type=int, default=250, help='iterations in which memory may grow [250]'
     )
     parser.add_argument('--work-dir', type=Path, default='work_dirs/soak', help='[work_dirs/soak]')
     parser.add_argument('--data', default='data/soak/coco', help='made if needed [data/soak/coco]')
@@ -56,9 +56,9 @@ def main():
     args = parse_args()
     make_dataset(args.data, train=64, val=1)
     os.environ['MMATTN_COCO'] = args.data
-    # Otherwise glibc raises the threshold to the largest block that was freed, and takes larger ones from its
-    # heap: that breaks into pieces of all sizes and keeps growing though nothing is held.
-    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(MIB))
+    # Otherwise glibc raises this threshold to the largest block that was freed, and takes blocks below it from
+    # its heap: that breaks into pieces of all sizes and keeps growing for long though nothing is held.
+    os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(65536))
     records = {}
     for family in args.families:
         # Memory is a process's: a new one for each family.

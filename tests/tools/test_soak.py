@@ -29,8 +29,8 @@ def test_a_grid_kept_for_each_size_is_found(tool, name, capsys):
     steady = start + noise(3)[50:]
     assert tool.report('gcvit', record(steady, steady), 50)
     assert 'gcvit: 7 sizes' in capsys.readouterr().out
-    grid = 56 * 56 * 2 * 4
-    growing = [value + 2 * i * grid for i, value in enumerate(steady)]
+    grid, layers = 56 * 56 * 2 * 4, 5
+    growing = [value + i * layers * grid for i, value in enumerate(steady)]
     records = dict(allocated=steady, resident=steady) | {name: growing}
     assert not tool.report('gcvit', record(**records), 50)
     assert 'GROWS' in capsys.readouterr().out
