@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
-from mmengine.utils import ManagerMixin
+from runs import TOOLS, run_tool, scalars
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / 'tools'
 PHOTOGRAPHS = ROOT.parent / 'shared/data'
 
 ARCH = (
@@ -223,8 +221,6 @@ def data(tmp_path_factory):
 def environment(data, monkeypatch):
     for layout, folder in data.items():
         monkeypatch.setenv(f'MMATTN_{layout.upper()}', str(folder))
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
@@ -242,48 +238,19 @@ def config(data, tmp_path):
     return write
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    """Run a tool in this process, which has imported everything already."""
-
-    def forget(kind):
-        """Loggers, message hubs and visualizers outlive a Runner."""
-        kind._instance_dict.clear()
-        for child in kind.__subclasses__():
-            forget(child)
-
-    def run(name, *arguments):
-        for kind in ManagerMixin.__subclasses__():
-            forget(kind)
-        monkeypatch.setattr(sys, 'argv', [str(TOOLS / f'{name}.py'), *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(TOOLS))
-        runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
-
-    return run
-
-
-def scalars(work_dir):
-    """What was logged in the newest run: training steps, evaluations."""
-    newest = max(Path(work_dir).glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
-    lines = [json.loads(line) for line in newest.read_text().splitlines()]
-    steps = [line for line in lines if 'loss' in line]
-    assert all(math.isfinite(line['loss']) for line in steps)
-    return steps, [line for line in lines if 'loss' not in line]
-
-
 def log(work_dir):
     newest = max(Path(work_dir).glob('*/*.log'), key=lambda p: p.stat().st_mtime)
     return newest.read_text()
 
 
-def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
+def test_detector_trains_resumes_and_draws(config, tmp_path, capsys):
     path, work_dir = config(SMALL_CASCADE), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2, 3, 4]
     assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= evaluations[0].keys()
 
-    tool(
+    run_tool(
         'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
     )
     steps, _ = scalars(work_dir)
@@ -295,12 +262,12 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     pictures, predictions = tmp_path / 'pictures', tmp_path / 'predictions.pkl'
     checkpoint = work_dir / 'epoch_2.pth'
     options = ['--work-dir', tmp_path / 'test', '--show-dir', pictures, '--out', predictions]
-    tool('test', path, checkpoint, *options)
+    run_tool('test', path, checkpoint, *options)
     assert len(list(pictures.glob('*.jpg'))) == 2
     assert len(pickle.loads(predictions.read_bytes())) == 2
     assert 'coco/bbox_mAP' in log(tmp_path / 'test')
 
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
     assert 'coco/bbox_mAP' in log(tmp_path / 'tta')
 
     # A test needs all weights: an ImageNet classifier has none for the heads.
@@ -308,7 +275,7 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     torch.save(backbone, tmp_path / 'backbone.pth')
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
+        run_tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
     assert 'neck.' in capsys.readouterr().err
 
 
@@ -324,10 +291,10 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     ],
 )
 def test_other_families_train_and_are_evaluated(
-    text, name, backbone, num_steps, metric, tool, config, tmp_path
+    text, name, backbone, num_steps, metric, config, tmp_path
 ):
     path = config(text.replace('CONFIG', name).replace('BACKBONE', SMALL_BACKBONES[backbone]))
-    tool('train', path, '--work-dir', tmp_path / 'run')
+    run_tool('train', path, '--work-dir', tmp_path / 'run')
     steps, evaluations = scalars(tmp_path / 'run')
     assert [step['iter'] for step in steps] == list(range(1, num_steps + 1))
     assert math.isfinite(evaluations[0][metric])
@@ -339,44 +306,44 @@ def test_other_families_train_and_are_evaluated(
     assert all(moment['exp_avg'].isfinite().all() for moment in moments.values())
 
 
-def test_segmentor_trains_and_is_tested(tool, config, tmp_path):
+def test_segmentor_trains_and_is_tested(config, tmp_path):
     path, work_dir = config(SMALL_UPERNET), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]
     assert 'mIoU' in evaluations[0]
 
     options = ['--work-dir', tmp_path / 'test', '--show-dir', tmp_path / 'pictures']
-    tool('test', path, work_dir / 'iter_2.pth', *options)
+    run_tool('test', path, work_dir / 'iter_2.pth', *options)
     assert 'mIoU' in log(tmp_path / 'test')
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
 
     fast = ['--cfg-options', 'test_dataloader.dataset.indices=1']
-    tool('test', path, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'tta', '--tta', *fast)
+    run_tool('test', path, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'tta', '--tta', *fast)
     assert 'mIoU' in log(tmp_path / 'tta')
 
 
-def test_classifier_trains_resumes_and_is_tested(tool, config, tmp_path):
+def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
     """Also: what is saved and tested is the moving average."""
     path, work_dir = config(SMALL_CLASSIFIER), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]
     assert 'accuracy/top1' in evaluations[0]
     assert 'ema_state_dict' in torch.load(work_dir / 'epoch_1.pth', weights_only=False)
 
-    tool(
+    run_tool(
         'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
     )
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [3, 4]
 
     checkpoint, pictures = work_dir / 'epoch_2.pth', tmp_path / 'pictures'
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures)
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures)
     tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert tested['accuracy/top5'] == evaluations[0]['accuracy/top5']
     assert len(list(pictures.iterdir())) == 2
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
 
 
 def test_two_processes(config, tmp_path):

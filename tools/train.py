@@ -72,6 +72,10 @@ def resume(cfg, source):
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
+    # Of a seed that was drawn mmengine learns after it has built the data loader: the order would be another.
+    if cfg.get('randomness', {}).get('seed') is None:
+        seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     let_mmengine_resume()
 
 
@@ -81,14 +85,14 @@ def let_mmengine_resume():
         checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def load_from_local(filename, map_location=None):
+def load_from_local(filename, map_location=None, mmap=False):
     """Read a training checkpoint, which holds mmengine's logs, by torch.load's safe way."""
     array = np.zeros(1)
     reduced = [part.__reduce__()[0] for part in (array, array[0])]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
     allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, *reduced, *dtypes]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(filename, map_location=map_location, weights_only=True)
+        return torch.load(filename, map_location=map_location, mmap=mmap, weights_only=True)
 
 
 def checkpoints(work_dir):

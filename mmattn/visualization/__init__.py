@@ -7,7 +7,7 @@ arrays; ``plot_*`` draw them. :class:`Subject` makes all that from a config, a c
 from .attention import attention_maps
 from .cam import grad_cam
 from .capture import Block, Capture, capture
-from .curves import plot_growth, plot_learning_curve, plot_scaling
+from .curves import plot_growth, plot_learning_curve, plot_memory, plot_scaling
 from .deformable import sampling_points, top_keys
 from .detection import Instances, plot_predictions
 from .draw.deformable import plot_sampling_points, plot_top_keys
@@ -49,6 +49,7 @@ __all__ = [
     'plot_growth',
     'plot_kept_patches',
     'plot_learning_curve',
+    'plot_memory',
     'plot_prediction',
     'plot_predictions',
     'plot_received_attention',
