@@ -465,3 +465,10 @@ def test_a_batch_gives_the_same_updates_however_it_is_spread(tool, two_processes
     two_processes(path, *options, 'train_cfg.max_epochs=1')
     two_processes(path, '--resume', *options)
     assert_same_updates(tmp_path / 'sharded', expected)
+
+    # What comes out is a checkpoint like any other, for one process too.
+    loader = dict(num_workers=0, persistent_workers=False, **{'dataset.indices': 2})
+    quick = [f'test_dataloader.{key}={value}' for key, value in loader.items()]
+    checkpoint = tmp_path / 'sharded/epoch_2.pth'
+    tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--cfg-options', *quick)
+    assert 'accuracy/top1' in log(tmp_path / 'test')
