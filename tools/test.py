@@ -52,7 +52,8 @@ def main():
     if args.tta:
         augment(cfg)
     if is_sharded(cfg):  # in training; its checkpoints are as all others
-        del cfg.strategy, cfg.runner_type
+        cfg.pop('strategy')
+        cfg.pop('runner_type')
     fit_machine(cfg)
     runner = build_runner(cfg)
     load(runner, args.checkpoint)
