@@ -61,9 +61,9 @@ _base_ = '{configs}/gcvit/gcvit_xxt_imagenet.py'
 JOBS = {
     'detector': (
         DETECTOR,
-        2,
+        1,
         'coco',
-        512,
+        384,
         'pipeline=train_pipeline, metainfo=dict(classes=classes)',
     ),
     'classifier': (CLASSIFIER, 8, 'imagenet', 256, ''),
