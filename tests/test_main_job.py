@@ -199,6 +199,41 @@ def fill_up_categories(path):
     path.write_text(json.dumps(annotations))
 
 
+# Without chance and batch statistics, so that only the batch decides about an update.
+UPDATES = """
+_base_ = ['{configs}/gcvit/gcvit_xxt_imagenet.py', *SHARDED]
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackInputs')
+]
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, embed_dims=32, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 8), mlp_ratio=2
+        ),
+        with_cp=True,
+    ),
+    head=dict(in_channels=256),
+    train_cfg=None,
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(shuffle=False),
+    dataset=dict(indices=4, pipeline=pipeline),
+)
+val_dataloader = val_cfg = val_evaluator = None
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.2, momentum=0.9, weight_decay=1))
+param_scheduler = None
+custom_hooks = []  # no moving average
+train_cfg = dict(max_epochs=2)
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(interval=1))
+randomness = dict(seed=0)
+"""
+ONE_IMAGE = 'train_dataloader.batch_size=1'
+
+
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """Folder by layout."""
@@ -346,18 +381,74 @@ def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
     run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
 
 
-def test_two_processes(config, tmp_path):
-    """torchrun and gloo: both ranks step, one of them saves."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+@pytest.fixture
+def two_processes(tmp_path):
+    """Train by torchrun and gloo; return what was printed."""
+
+    def run(*arguments):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        environment = dict(
+            os.environ, PYTHON=sys.executable, PORT=str(port), CUDA_VISIBLE_DEVICES=''
+        )
+        command = [TOOLS / 'dist_train.sh', arguments[0], '2', *arguments[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_two_processes(two_processes, config, tmp_path):
+    """Both ranks step, one of them saves."""
     work_dir = tmp_path / 'run'
-    command = [TOOLS / 'dist_train.sh', config(SMALL_CASCADE), '2', '--work-dir', work_dir]
-    environment = dict(os.environ, PYTHON=sys.executable, PORT=str(port), CUDA_VISIBLE_DEVICES='')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = two_processes(config(SMALL_CASCADE), '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]  # of four images
     assert 'coco/bbox_mAP' in evaluations[0]
     assert [path.name for path in work_dir.glob('*.pth')] == ['epoch_1.pth']
-    assert 'gloo instead of nccl' in done.stdout + done.stderr
+    assert 'gloo instead of nccl' in printed
+
+
+def weights(work_dir):
+    checkpoint = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    assert len(checkpoint['optimizer']['state']) > 0
+    return checkpoint['state_dict']
+
+
+def assert_same_updates(work_dir, expected):
+    steps, _ = scalars(work_dir)
+    # Half of the batch that the rate is for, whatever it is made of.
+    assert {step['lr'] for step in steps} == {0.1}
+    torch.testing.assert_close(weights(work_dir), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_gives_the_same_updates_however_it_is_spread(tool, two_processes, config, tmp_path):
+    """At once, accumulated, over two processes, and over two that share the parameters and resume."""
+    common = ['--auto-scale-lr', '--work-dir']
+    path = config(UPDATES.replace('*SHARDED', ''))
+    run_tool('train', path, *common, tmp_path / 'whole')
+    expected = weights(tmp_path / 'whole')
+
+    accumulate = ['--cfg-options', ONE_IMAGE, 'optim_wrapper.accumulative_counts=2']
+    run_tool('train', path, *common, tmp_path / 'accumulated', *accumulate)
+    assert_same_updates(tmp_path / 'accumulated', expected)
+
+    options = ['--cfg-options', ONE_IMAGE]
+    printed = two_processes(path, *common, tmp_path / 'replicated', *options)
+    assert_same_updates(tmp_path / 'replicated', expected)
+    assert 'Grad strides do not match' not in printed
+
+    path = config(UPDATES.replace('*SHARDED', "'{configs}/_base_/fsdp.py'"))
+    options = [*common, tmp_path / 'sharded', *options]
+    two_processes(path, *options, 'train_cfg.max_epochs=1')
+    two_processes(path, '--resume', *options)
+    assert_same_updates(tmp_path / 'sharded', expected)
+
+    # What comes out is a checkpoint like any other, for one process too.
+    loader = dict(num_workers=0, persistent_workers=False, **{'dataset.indices': 2})
+    quick = [f'test_dataloader.{key}={value}' for key, value in loader.items()]
+    checkpoint = tmp_path / 'sharded/epoch_2.pth'
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--cfg-options', *quick)
+    assert 'accuracy/top1' in log(tmp_path / 'test')

@@ -3,7 +3,16 @@
 import argparse
 from copy import deepcopy
 
-from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
+from _runtime import (
+    add_options,
+    build_runner,
+    check_data,
+    fit_machine,
+    is_sharded,
+    read_config,
+    say,
+    stop,
+)
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
@@ -42,6 +51,9 @@ def main():
         draw(cfg, args)
     if args.tta:
         augment(cfg)
+    if is_sharded(cfg):  # in training; its checkpoints are as all others
+        cfg.pop('strategy')
+        cfg.pop('runner_type')
     fit_machine(cfg)
     runner = build_runner(cfg)
     load(runner, args.checkpoint)

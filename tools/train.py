@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
+from _runtime import (
+    add_options,
+    build_runner,
+    check_data,
+    fit_machine,
+    is_sharded,
+    read_config,
+    say,
+    stop,
+)
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
@@ -36,6 +45,11 @@ def main():
     args = parse_args()
     cfg = read_config(args)
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    if is_sharded(cfg) and args.launcher == 'none':
+        stop(
+            f'{args.config} spreads its model over several processes: '
+            f'tools/dist_train.sh {args.config} NUMBER'
+        )
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -43,6 +57,8 @@ def main():
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} lacks')
         cfg.auto_scale_lr.enable = True
+        # mmengine counts a step's images, not those that are accumulated for an update.
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
     fit_machine(cfg)
     # With compile=True mmengine compiles the whole train step. What torch cannot compile of it (in

@@ -180,3 +180,13 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def channel_last_kernels(module: nn.Module) -> None:
+    """Lay a convolution's kernels out as the channel-last maps that it meets; shapes and values stay.
+
+    Gradients come in this layout. Kernels in the other one cost a copy of each gradient, in torch's convolutions
+    one of the kernels a call, and DistributedDataParallel's warning. 1 x 1 kernels are the same in both.
+    """
+    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+        module.to(memory_format=torch.channels_last)

@@ -21,6 +21,7 @@ from mmattn.layers import ChannelNorm, Mlp, ScaledResidual
 from .base import (
     NUM_STAGES,
     PyramidBackbone,
+    channel_last_kernels,
     check_image,
     check_rate,
     drop_path_rates,
@@ -259,6 +260,7 @@ class DAT(PyramidBackbone):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self.apply(init_linear)
+        self.apply(channel_last_kernels)
         stages = (
             [stage, *self.down_projs[i : i + 1], *self.output_norm(i)]
             for i, stage in enumerate(self.stages)

@@ -22,6 +22,7 @@ from mmattn.layers import Mlp, ScaledResidual
 from .base import (
     NUM_STAGES,
     PyramidBackbone,
+    channel_last_kernels,
     check_image,
     check_rate,
     drop_path_rates,
@@ -356,6 +357,7 @@ class GCViT(PyramidBackbone):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self.apply(init_linear)
+        self.apply(channel_last_kernels)
         stages = ([level, *self.output_norm(i)] for i, level in enumerate(self.levels))
         self.freeze([[self.patch_embed], *stages])
 

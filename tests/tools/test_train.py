@@ -102,6 +102,16 @@ def test_auto_scale_lr_needs_a_batch_size(run, data, capsys):
     assert 'base_batch_size' in error
 
 
+def test_auto_scale_lr_counts_accumulated_batches(run, data):
+    cfg = run('--auto-scale-lr', '--cfg-options', 'optim_wrapper.accumulative_counts=4')
+    assert cfg.auto_scale_lr.base_batch_size == 16 / 4
+
+
+def test_a_model_spread_over_processes_needs_some(run, data, capsys):
+    error = complaint(run, capsys, config=str(ROOT / 'configs/gcvit/dino_gcvit_l_fsdp_coco.py'))
+    assert 'tools/dist_train.sh' in error
+
+
 # ---- An earlier run
 
 
