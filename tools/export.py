@@ -87,7 +87,10 @@ def main():
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', FutureWarning)  # torch's, about its own parts
-            write(network, images, names, args)
+            try:
+                write(network, images, names, args)
+            except Exception as error:
+                stop(f'torch cannot export this model{advice(args)}\n{error}')
         megabytes = sum(f.stat().st_size for f in files(args.out)) / 1e6
         print(f'{args.out}: {megabytes:.1f} MB in {time.monotonic() - start:.0f} s')
         verify(network, args)
@@ -201,7 +204,7 @@ def verify(network, args):
         try:
             got = run(images)
         except Exception as error:
-            stop(f'{args.out} fails on images {shape}; {advice(args)}\n{error}')
+            stop(f'{args.out} fails on images {shape}, and was removed{advice(args)}\n{error}')
         expected = (expected,) if isinstance(expected, torch.Tensor) else expected
         got = (got,) if isinstance(got, torch.Tensor) else got
         pairs = list(zip(expected, got, strict=True))
@@ -211,13 +214,13 @@ def verify(network, args):
             f'images {shape}: greatest difference {difference:.1e}, greatest value {greatest:.1f}'
         )
         if not difference <= TOLERANCE * greatest:
-            stop(f'{args.out} differs from the model on images {shape}; {advice(args)}')
+            stop(
+                f'{args.out} differs from the model on images {shape}, and was removed{advice(args)}'
+            )
 
 
 def advice(args):
-    if args.shape:
-        return 'it was removed'
-    return 'it was removed. Where a part of the model depends on the size, --shape H W fixes that'
+    return '' if args.shape else '. Where a part of it depends on the size, --shape H W fixes that'
 
 
 def runner(out):

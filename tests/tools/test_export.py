@@ -128,6 +128,15 @@ def test_no_file_remains_that_differs(export, monkeypatch, tmp_path, capsys):
     assert not (tmp_path / 'out.pt2').exists()
 
 
+def test_a_part_that_needs_a_fixed_size_says_so(export, tmp_path, capsys):
+    """mmcv's patch embedding rounds the size in a way that torch does not save."""
+    arch = dict(GCVIT['arch'], depths=(1, 1, 1, 1))
+    with pytest.raises(SystemExit):
+        export(dict(GCVIT, arch=arch, stem='patchify'), 'out.pt2')
+    assert '--shape H W' in capsys.readouterr().err
+    assert not (tmp_path / 'out.pt2').exists()
+
+
 @pytest.mark.parametrize(
     'name, options, message',
     [
