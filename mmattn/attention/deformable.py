@@ -202,8 +202,9 @@ class DeformableAttention(nn.Module):
         size = offsets.shape[1:3]
         references = self._grid(size, 0.5, q.device, dtype)
         if self.offset_range is not None:
-            steps = torch.tensor([self._steps(side) for side in size], dtype=dtype, device=q.device)
-            offsets = offsets.tanh() * (self.offset_range / steps)
+            ranges = (self.offset_range / self._steps(side) for side in size)
+            offsets = offsets.tanh().unbind(-1)
+            offsets = torch.stack([o * r for o, r in zip(offsets, ranges, strict=True)], -1)
         positions = references + offsets.unflatten(0, (-1, self.groups))
         if self.plus_plus and self.offset_range is None:
             positions = positions.clamp(-1, 1)
@@ -226,7 +227,7 @@ class DeformableAttention(nn.Module):
 
     def _steps(self, side: int) -> int:
         """Into how many steps a side of that many points is divided from -1 to 1."""
-        return max(side - 1, 1) if self.plus_plus else side
+        return torch.sym_max(side - 1, 1) if self.plus_plus else side
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmattn.ops._backend import known_equal
 from mmattn.ops.quadtree import quadtree_level, quadtree_root
 
 ATTN_TYPES = ('A', 'B')
@@ -122,7 +123,7 @@ class LevelMix(nn.Module):
         mix = None
         for conv, weight, value in zip(self.get_vs, weights, reversed(values), strict=True):
             own = weight * conv(value)
-            mix = own if mix is None else own + F.interpolate(mix, scale_factor=2, mode='nearest')
+            mix = own if mix is None else own + F.interpolate(mix, size=own.shape[2:])
         return mix
 
 
@@ -209,7 +210,8 @@ class QuadTreeAttention(nn.Module):
         values = [self.pad(pointwise(self.v_proj, context))]
         for branch in self.value_branchs:
             values.append(branch(values[-1]))
-        is_padded = keys[0].shape[2:] != context.shape[2:]
+        # An exported graph may leave the map's sides open; keys of its padding are then always masked.
+        is_padded = not all(map(known_equal, keys[0].shape[2:], context.shape[2:]))
         message = quadtree_attention(
             queries,
             keys,
@@ -224,7 +226,8 @@ class QuadTreeAttention(nn.Module):
         message = message.flatten(2).unflatten(1, queries[0].shape[2:])
         if len(self.py_att.get_vs):
             message = message + self.py_att(values).permute(0, 2, 3, 1)
-        return self.proj(message[:, :height, :width]).permute(0, 3, 1, 2)
+        message = message.narrow(1, 0, height).narrow(2, 0, width)
+        return self.proj(message).permute(0, 3, 1, 2)
 
     def weights(
         self, query_map: Tensor, queries: Tensor, context_map: Tensor | None = None
@@ -284,8 +287,10 @@ class QuadTreeAttention(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         cell = 2 ** (self.num_levels - 1)
-        bottom, right = (-side % cell for side in x.shape[2:])
-        return F.pad(x, (0, right, 0, bottom), mode='replicate') if bottom or right else x
+        bottom, right = (((side - 1) // cell + 1) * cell - side for side in x.shape[2:])
+        if known_equal(bottom, 0) and known_equal(right, 0):
+            return x
+        return F.pad(x, (0, right, 0, bottom), mode='replicate')
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         levels = [x]
@@ -434,7 +439,7 @@ def _check_map(name: str, level: int, x: Tensor, maps: Sequence[Tensor], num_hea
         )
     if level:
         finer = tuple(maps[level - 1].shape)
-        if (*finer[:2], *(side / 2 for side in finer[2:])) != shape:
+        if finer != (*shape[:2], *(2 * side for side in shape[2:])):
             raise ValueError(
                 f'each level of {name} must halve the sides of the finer one, got {shape} at level {level} '
                 f'after {finer}'

@@ -161,7 +161,7 @@ def check_image(x: Tensor) -> None:
     """Raise a ValueError unless ``x`` is a batch of RGB images that four stages can halve."""
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f'x must be images (B, 3, H, W), got shape {tuple(x.shape)}')
-    if min(x.shape[2:]) < MIN_IMAGE_SIDE:
+    if any(side < MIN_IMAGE_SIDE for side in x.shape[2:]):
         raise ValueError(
             f'x must be at least {MIN_IMAGE_SIDE} pixels high and wide, got shape {tuple(x.shape)}'
         )

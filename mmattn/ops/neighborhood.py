@@ -84,8 +84,10 @@ def _weights(q: Tensor, k: Tensor, rpb: Tensor, kernel_size: int, scale: float) 
     rows, columns = (
         _neighbours(side, kernel_size, q.device) for side in q.shape[1:3]
     )  # (n, kernel)
-    y = rows - torch.arange(len(rows), device=q.device)[:, None] + kernel_size - 1
-    x = columns - torch.arange(len(columns), device=q.device)[:, None] + kernel_size - 1
+    y, x = (
+        index - torch.arange(index.shape[0], device=q.device)[:, None] + kernel_size - 1
+        for index in (rows, columns)
+    )
     bias = rpb[:, y[:, None, :, None], x[None, :, None, :]].flatten(3, 4)  # (heads, H, W, k*k)
 
     scores = ((scale * q).unsqueeze(-2) @ _windows(k, kernel_size).transpose(-2, -1)).squeeze(-2)
@@ -107,7 +109,7 @@ def _check(q, k, v, rpb, kernel_size):
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
     if q.shape[4] < 1:
         raise ValueError(f'heads must have at least one channel, got {tuple(q.shape)}')
-    if min(q.shape[1:3]) < kernel_size:
+    if any(side < kernel_size for side in q.shape[1:3]):
         raise ValueError(
             f'a map of {q.shape[1]} x {q.shape[2]} is smaller than kernel_size {kernel_size}; pad it'
         )

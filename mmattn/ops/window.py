@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import compiled_serves, literal_is_asked_for
+from ._backend import compiled_serves, known_equal, literal_is_asked_for
 from ._operator import accumulate_dtype, check_alike, check_device, register
 
 # From this many tokens a window on, scaled_dot_product_attention is the faster: 24 x 24 tokens take 0.30 ms
@@ -142,25 +142,32 @@ def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
     out = _join(out, *padded, window_size)
     if shift:
         out = out.roll((shift, shift), dims=(1, 2))
-    return out[:, :height, :width]
+    return out.narrow(1, 0, height).narrow(2, 0, width)
+
+
+def _has_own_queries(q: Tensor, k: Tensor) -> bool:
+    """Whether every token has a query; a map of exactly one window may be taken either way."""
+    return known_equal(q.shape[1], k.shape[1]) and known_equal(q.shape[2], k.shape[2])
 
 
 def _query_windows(q: Tensor, k: Tensor, window_size: int, shift: int) -> Tensor:
     """(B, windows, heads, N, d), or of a shared query (B, 1, heads, N, d): one for all windows."""
-    if q.shape[1:3] == k.shape[1:3]:
+    if _has_own_queries(q, k):
         return _partition(_lay_out(q, window_size, shift, None), window_size)
     return q.flatten(1, 2).transpose(1, 2).unsqueeze(1)
 
 
 def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) -> Tensor:
     """(B, H, W, heads, d) -> the same, padded to whole windows and shifted."""
-    batch, height, width, heads, d = x.shape
-    bottom, right = -height % window_size, -width % window_size
-    fill = x.new_zeros(heads, d) if padding is None else padding.to(x.dtype)
-    if right:
-        x = torch.cat((x, fill.expand(batch, height, right, heads, d)), dim=2)
-    if bottom:
-        x = torch.cat((x, fill.expand(batch, bottom, width + right, heads, d)), dim=1)
+    height, width = x.shape[1:3]
+    bottom, right = (
+        ((side - 1) // window_size + 1) * window_size - side for side in (height, width)
+    )
+    x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    if padding is not None:
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[1:3])
+        outside = (rows >= height)[:, None] | (columns >= width)
+        x = torch.where(outside[..., None, None], padding.to(x.dtype), x)
     return x.roll((-shift, -shift), dims=(1, 2)) if shift else x
 
 
@@ -205,13 +212,13 @@ def _check(q, k, v, bias, window_size, shift, pad_k, pad_v):
         )
     batch, height, width, heads, d = k.shape
     own, shared = (batch, height, width, heads, d), (batch, window_size, window_size, heads, d)
-    if tuple(q.shape) not in (own, shared):
+    if tuple(q.shape) != (own if _has_own_queries(q, k) else shared):
         raise ValueError(f'q must be {own}, or {shared} for a shared query, got {tuple(q.shape)}')
     if not 0 <= shift < window_size:
         raise ValueError(
             f'shift must be in [0, window_size), got {shift} with window_size {window_size}'
         )
-    if shift and tuple(q.shape) != own:
+    if shift and not _has_own_queries(q, k):
         raise ValueError(
             f'a shared query has no place in shifted windows: got shift {shift} with q {tuple(q.shape)}'
         )
