@@ -75,8 +75,7 @@ def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
 
     Comparing such a size outright would bind the graph to the answer for the size that it is recorded with.
     """
-    equal = a == b
-    return statically_known_true(equal) if isinstance(equal, torch.SymBool) else bool(equal)
+    return statically_known_true(a == b) if exporting() else a == b
 
 
 @torch.compiler.assume_constant_result
