@@ -3,12 +3,21 @@
 PYTHON ?= python3
 DEMO ?= gcvit
 VENV := .venv/bin
+UPSTREAM := .venv-upstream
+# A copy of the tests away from the sources, so that only what is installed can be imported.
+AWAY := build/upstream
+# What is packed.
+SOURCES := pyproject.toml setup.py MANIFEST.in Makefile README.md LICENSE $(wildcard model-index.yml) \
+    $(shell find configs docs mmattn tests tools -type f ! -name '*.pyc' ! -name '*.so')
+# Those that say something about the stack or the package as it is installed. The others look at the working
+# tree, or at kernels, which are the same files on either stack.
+UPSTREAM_TESTS := tests/attention tests/backbones tests/checkpoint tests/visualization tests/test_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-upstream wheel lint format clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=python3.12        the Python to set up with (>= 3.10)'
 	@echo '  DEMO=gcvit               which demo to run: gcvit, dat or quadtree'
@@ -24,6 +33,23 @@ demo: setup ## Train a small detector on generated images, evaluate it and draw 
 test: setup ## Run all tests
 	$(VENV)/python -m pytest
 
+wheel: dist/built ## Build the sdist, and from it the wheel, in dist/ (nothing where both are up to date)
+	@ls -l dist/mmattn-*
+
+dist/built: $(SOURCES) | setup
+	rm -rf dist
+	$(VENV)/python -m build --no-isolation
+	$(VENV)/python -m pytest tests/test_distributions.py --dist dist
+	touch $@
+
+test-upstream: wheel ## Install the wheel beside OpenMMLab's own releases, in .venv-upstream, and test it there
+	@$(PYTHON) tools/setup_env.py --venv $(UPSTREAM) --stack openmmlab --wheel dist/mmattn-*.whl
+	rm -rf $(AWAY) && mkdir -p $(AWAY)
+	tar -xf dist/mmattn-*.tar.gz -C $(AWAY) --strip-components=1
+	rm -r $(AWAY)/mmattn $(AWAY)/configs $(AWAY)/tools
+	ln -s $(abspath $(UPSTREAM))/lib/python3*/site-packages/mmattn/.mim/{configs,tools} $(AWAY)
+	cd $(AWAY) && $(abspath $(UPSTREAM))/bin/python -m pytest --installed $(abspath dist)/mmattn-*.whl $(UPSTREAM_TESTS)
+
 lint: setup ## Check style, change nothing
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -33,4 +59,4 @@ format: setup ## Mend style
 	$(VENV)/ruff format .
 
 clean: ## Remove the environment and what was built; work_dirs stays
-	rm -rf .venv build dist *.egg-info mmattn/.mim .pytest_cache .ruff_cache
+	rm -rf .venv .venv-upstream build dist *.egg-info mmattn/.mim .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot express: the compiled operators, and configs/ inside the package.
+"""What pyproject.toml cannot express: the compiled operators, and configs/ and tools/ inside the package.
 
 The operators are two shared libraries in ``mmattn/ops`` on LibTorch's stable ABI: one for the CPU, and
 one for CUDA where nvcc is found. They are no Python modules and use nothing of Python, so that one
@@ -9,9 +9,9 @@ installs without them and says so at first use.
     MMATTN_CUDA=0                   leaves the CUDA library out, =1 makes its failure an error
     MMATTN_CUDA_ARCHS=80,90,100     compute capabilities to compile for; PTX is added for the last one
 
-OpenMMLab's tools look for the configs of a package in ``<package>/.mim/configs``; that is how
-``_base_ = 'mmattn::...'`` finds them. A wheel gets a copy; an editable install gets a link, so that
-it always shows the configs of the working tree.
+OpenMMLab's tools look into ``<package>/.mim``: for configs, which is how ``_base_ = 'mmattn::...'``
+finds them, for tools, which is what ``mim train mmattn`` starts, and for the model index. A wheel gets
+copies; an editable install gets links, so that it always shows what the working tree has.
 """
 
 import os
@@ -29,6 +29,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmattn/ops/csrc')
+# What goes into mmattn/.mim, with the paths that it has here: the tools find the configs by them.
+MIM = ('configs', 'tools', 'model-index.yml')
+# Not copied: setup_env.py serves the working tree alone.
+LEFT_OUT = ('__pycache__', 'setup_env.py')
 # The oldest torch that the libraries load in.
 TARGET = '-DTORCH_TARGET_VERSION=0x020a000000000000'
 
@@ -144,25 +148,36 @@ class PortableWheel(bdist_wheel):
         return 'cp310', 'abi3', super().get_tag()[2]
 
 
-class BuildWithConfigs(build_py):
+class BuildWithMim(build_py):
     def run(self):
         super().run()
+        sources = [ROOT / name for name in MIM if (ROOT / name).exists()]
         if self.editable_mode:
-            link = ROOT / 'mmattn' / '.mim' / 'configs'
-            link.parent.mkdir(exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path('..', '..', 'configs'))
+            self.link(sources, ROOT / 'mmattn' / '.mim')
         else:
-            shutil.copytree(
-                ROOT / 'configs',
-                Path(self.build_lib, 'mmattn', '.mim', 'configs'),
-                ignore=shutil.ignore_patterns('__pycache__'),
-                dirs_exist_ok=True,
-            )
+            self.copy(sources, Path(self.build_lib, 'mmattn', '.mim'))
+
+    def link(self, sources, target):
+        target.mkdir(exist_ok=True)
+        for source in sources:
+            link = target / source.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path('..', '..', source.name))
+
+    def copy(self, sources, target):
+        # An earlier build's may hold what is no longer there.
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for source in sources:
+            if source.is_dir():
+                ignore = shutil.ignore_patterns(*LEFT_OUT)
+                shutil.copytree(source, target / source.name, ignore=ignore)
+            else:
+                shutil.copy(source, target)
 
 
 def include_torch():
-    import torch  # at build time only: pip install --no-build-isolation
+    import torch  # at build time only
 
     return ['-isystem', str(Path(torch.__file__).parent / 'include')]
 
@@ -192,6 +207,6 @@ setup(
     cmdclass={
         'bdist_wheel': PortableWheel,
         'build_ext': BuildOperators,
-        'build_py': BuildWithConfigs,
+        'build_py': BuildWithMim,
     },
 )

@@ -23,10 +23,11 @@ def _is_doctor():
 if not _is_doctor():
     check_dependencies()
 
-    from ._config_packages import mend_config_packages
+    import mmattn_configs
+
     from ._torchvision import declare_missing_operators
 
-    mend_config_packages()
+    mmattn_configs.register()
     declare_missing_operators()
 
     from . import attention, backbones, checkpoint, ops

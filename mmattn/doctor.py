@@ -44,6 +44,9 @@ MMCV = next(package for package in OPENMMLAB if package.module == 'mmcv')
 # OpenMMLab sets a class of transformers that it does not find to None, and then derives from it.
 NONE_AS_BASE = 'NoneType takes no arguments'
 
+# What mmengine 0.10.7 and the setup.py of mmcv 2.1.0 import; later setuptools no longer have it.
+HAS_PKG_RESOURCES = '"setuptools<81"'
+
 # What each process imports, and prints: one line.
 PROBES = {
     'torch': (
@@ -53,7 +56,10 @@ PROBES = {
     'numpy': 'import numpy; print(numpy.__version__)',
     'cv2': 'import cv2; print(cv2.__version__)',
     'torchvision': 'import torchvision; print(torchvision.__version__)',
-    'mmengine': 'import mmengine; print(mmengine.__version__)',
+    # is_installed, which reads `_base_ = 'mmdet::...'`, is where mmengine 0.10.7 imports pkg_resources.
+    'mmengine': (
+        'import mmengine; mmengine.utils.is_installed("mmengine"); print(mmengine.__version__)'
+    ),
     'mmcv': 'import mmcv; print(mmcv.__version__)',
     'mmcv.ops': 'from mmcv.ops import get_compiling_cuda_version as cuda; print(cuda())',
     # The task packages after mmattn, as in a training: it makes a torchvision importable that was built
@@ -251,8 +257,7 @@ def compile_mmcv(upstream: bool, anew: bool = False) -> str:
     `anew`: also where there is an mmcv already, or a wheel in pip's cache, which does not know which
     torch it was compiled against.
     """
-    # The setup.py of mmcv 2.1.0 imports pkg_resources, which later setuptools no longer have.
-    setuptools = '"setuptools<81"' if upstream else 'setuptools'
+    setuptools = HAS_PKG_RESOURCES if upstream else 'setuptools'
     name = MMCV.upstream if upstream else MMCV.onedl
     flags = f'--force-reinstall --no-deps --no-cache-dir --no-binary {name} ' if anew else ''
     return (
@@ -318,7 +323,9 @@ def mend_import(package: OpenMMLabPackage, facts: Facts) -> str:
     missing = re.search(r"No module named '(\w+)'", facts.imported(package.module).error)
     if missing:
         name = missing.group(1)
-        return check_torchvision(facts).mend if name == 'torchvision' else f'{PIP} install {name}'
+        if name == 'torchvision':
+            return check_torchvision(facts).mend
+        return f'{PIP} install {HAS_PKG_RESOURCES if name == "pkg_resources" else name}'
     return f'{PIP} install --force-reinstall {requirement(package, facts.upstream)}'
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import mmengine.config.utils
 import pytest
 import torch
+from counting import parameters
+from metafiles import entries
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
@@ -25,14 +27,7 @@ RECIPES = [
 ]
 NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
-# Config -> parameters of the whole model in millions, as published.
-PUBLISHED_PARAMETERS = {
-    'gcvit/mask_rcnn_gcvit_t_coco.py': 48,
-    'gcvit/cascade_mask_rcnn_gcvit_t_coco.py': 85,
-    'gcvit/cascade_mask_rcnn_gcvit_s_coco.py': 108,
-    'gcvit/cascade_mask_rcnn_gcvit_b_coco.py': 146,
-}
-
+ENTRIES = entries()
 
 # Family -> head -> what is there of it, after the head's and the family's name.
 PUBLISHED_HEADS = {
@@ -87,9 +82,12 @@ def test_builds_and_keeps_a_good_checkpoint(name):
     cfg = read(name)
     # mmdet's PVT v2 reads numbers while it is built.
     model = build(cfg, device='cpu' if 'pvtv2' in name else 'meta')
-    if name in PUBLISHED_PARAMETERS:
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
-        assert millions == pytest.approx(PUBLISHED_PARAMETERS[name], rel=0.02)
+    if name in ENTRIES:
+        metadata = ENTRIES[name]['Metadata']
+        assert parameters(model) == metadata['Parameters']
+        if 'Published Parameters (M)' in metadata:
+            millions = metadata['Parameters'] / 1e6
+            assert millions == pytest.approx(metadata['Published Parameters (M)'], rel=0.04)
     # mmengine deletes the oldest checkpoint before it writes the next one.
     assert cfg.default_hooks.checkpoint.max_keep_ckpts >= 2
     assert cfg.custom_imports.imports == ['mmattn']

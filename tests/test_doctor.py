@@ -174,6 +174,12 @@ def test_a_requirement_that_a_package_does_not_state():
     assert check.mend == 'python -m pip install --no-deps "torchvision==0.28.*"'
 
 
+def test_upstream_mmengine_without_pkg_resources():
+    error = Import(error="ModuleNotFoundError: No module named 'pkg_resources'")
+    check = look(upstream({'mmengine': error}), 'mmengine')
+    assert (check.state, check.mend) == ('fail', 'python -m pip install "setuptools<81"')
+
+
 def test_a_fault_of_mmattn_is_not_blamed_on_the_task_packages():
     error = Import(error='SyntaxError: invalid syntax')
     checks = examine(facts(dict.fromkeys(('mmattn', 'mmdet', 'mmseg', 'mmpretrain'), error)))

@@ -1,5 +1,6 @@
-"""The set-up that `make demo` and `make test` share, without installing anything."""
+"""The set-up of the environments that make's targets use, without installing anything."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -14,19 +15,21 @@ from tools import setup_env
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_pinned_set_is_within_what_the_package_asks_for():
-    pinned = {r.name: r for r in map(Requirement, [setup_env.MMCV, *setup_env.OPENMMLAB])}
-    assert set(pinned) == {package.onedl for package in OPENMMLAB}
-    for package in OPENMMLAB:
-        (version,) = pinned[package.onedl].specifier
-        assert Requirement(package.onedl + package.onedl_requirement).specifier.contains(
-            version.version
-        )
+@pytest.mark.parametrize('extra', setup_env.STACKS)
+def test_the_pinned_set_is_within_what_the_package_asks_for(extra):
+    stack = setup_env.STACKS[extra]
+    pinned = {r.name: r for r in map(Requirement, [stack.mmcv, *stack.others])}
+    assert len(pinned) == len(OPENMMLAB)
+    stated = [Requirement(line) for line in importlib.metadata.requires('mmattn')]
+    asked = {r.name: r for r in stated if r.marker and r.marker.evaluate({'extra': extra})}
+    for name, requirement in pinned.items():
+        (version,) = requirement.specifier
+        assert asked[name].specifier.contains(version.version)
 
 
 def test_a_second_run_installs_nothing(tmp_path):
     stamp = tmp_path / setup_env.STAMP
-    stamp.write_text(setup_env.fingerprint(tmp_path))
+    stamp.write_text(setup_env.fingerprint(tmp_path, 'onedl'))
     command = [sys.executable, ROOT / 'tools' / 'setup_env.py', '--venv', tmp_path]
     # Without pip or a network, anything but a quick return would fail.
     done = subprocess.run(command, env={'PATH': ''}, capture_output=True, text=True, timeout=10)
@@ -35,14 +38,33 @@ def test_a_second_run_installs_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [stamp]
 
 
-def test_fingerprint_follows_place_and_requirements(tmp_path):
+def test_fingerprint_follows_place_stack_and_requirements(tmp_path):
     for name in ('pyproject.toml', 'setup.py'):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    before = setup_env.fingerprint(tmp_path / '.venv', tmp_path)
-    assert setup_env.fingerprint(tmp_path / 'elsewhere', tmp_path) != before
-    assert setup_env.fingerprint(tmp_path / '.venv', tmp_path) == before
+
+    def fingerprint(venv='.venv', stack='onedl'):
+        return setup_env.fingerprint(tmp_path / venv, stack, root=tmp_path)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    assert fingerprint(venv='elsewhere') != before
+    assert fingerprint(stack='openmmlab') != before
     (tmp_path / 'pyproject.toml').write_text('')
-    assert setup_env.fingerprint(tmp_path / '.venv', tmp_path) != before
+    assert fingerprint() != before
+
+
+def test_fingerprint_follows_the_wheel_and_not_the_sources_beside_it(tmp_path):
+    wheel = tmp_path / 'mmattn.whl'
+    wheel.write_bytes(b'one')
+    before = setup_env.fingerprint(tmp_path, 'openmmlab', wheel, root=tmp_path)
+    wheel.write_bytes(b'two')
+    assert setup_env.fingerprint(tmp_path, 'openmmlab', wheel, root=tmp_path) != before
+
+
+def test_a_wheel_that_is_not_there_is_named(tmp_path):
+    message = setup_env.main(['--venv', str(tmp_path), '--wheel', str(tmp_path / 'none.whl')])
+    assert str(tmp_path / 'none.whl') in message and '`make wheel`' in message
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

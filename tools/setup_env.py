@@ -1,6 +1,6 @@
-"""Make the virtual environment that `make demo` and `make test` share.
+"""Make the virtual environment that `make demo` and `make test` share, or that of `make test-upstream`.
 
-    python tools/setup_env.py [--venv DIR]
+    python tools/setup_env.py [--venv DIR] [--stack openmmlab] [--wheel FILE]
 
 Needs nothing but Python (its standard library), a C++ compiler and pip's package index. The first
 run installs everything, a second one finds its stamp in the environment and returns at once, and an
@@ -20,22 +20,44 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # One tested set. The ranges that the package accepts are in pyproject.toml.
-BUILD_TOOLS = ['pip>=24', 'setuptools>=77', 'wheel', 'ninja']
+BUILD_TOOLS = ['pip>=24', 'wheel', 'ninja']
 TORCH = 'torch==2.13.0'
 TORCHVISION = 'torchvision==0.28.0'
-MMCV = 'onedl-mmcv==2.3.6'
-OPENMMLAB = [
-    'onedl-mmengine==0.10.12',
-    'onedl-mmdetection==3.5.1',
-    'onedl-mmsegmentation==1.4.2',
-    'onedl-mmpretrain==1.3.6',
-]
-PACKAGE = '.[onedl,dev,viz]'
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One distribution of OpenMMLab's packages."""
+
+    mmcv: str
+    others: tuple[str, ...]
+    setuptools: str = 'setuptools>=77'
+
+
+# By the extra of pyproject.toml that asks for it.
+STACKS = {
+    'onedl': Stack(
+        'onedl-mmcv==2.3.6',
+        (
+            'onedl-mmengine==0.10.12',
+            'onedl-mmdetection==3.5.1',
+            'onedl-mmsegmentation==1.4.2',
+            'onedl-mmpretrain==1.3.6',
+        ),
+    ),
+    'openmmlab': Stack(
+        'mmcv==2.1.0',
+        ('mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'mmpretrain==1.2.0'),
+        # mmengine and the setup.py of mmcv import pkg_resources, which later ones no longer have.
+        'setuptools>=77,<81',
+    ),
+}
 
 # Written into a finished environment: the fingerprint of what it was made from.
 STAMP = 'mmattn-setup'
@@ -123,23 +145,18 @@ def compile_environment(venv, environment=os.environ):
     }
 
 
-def fingerprint(venv, root=ROOT):
+def fingerprint(venv, stack, wheel=None, root=ROOT):
     """Changes when the environment has to be looked at again: other requirements, or another place."""
+    if wheel:
+        installed = [wheel]
+    else:
+        installed = [root / 'pyproject.toml', root / 'setup.py']
+        installed += sorted((root / 'mmattn/ops/csrc').rglob('*.*'))
     digest = hashlib.sha256()
-    for part in (
-        *BUILD_TOOLS,
-        TORCH,
-        TORCHVISION,
-        MMCV,
-        *OPENMMLAB,
-        PACKAGE,
-        (root / 'pyproject.toml').read_text(),
-        (root / 'setup.py').read_text(),
-        *(path.read_text() for path in sorted((root / 'mmattn/ops/csrc').rglob('*.*'))),
-        str(root),
-        str(venv),
-    ):
-        digest.update(part.encode() + b'\0')
+    for part in (BUILD_TOOLS, TORCH, TORCHVISION, stack, STACKS[stack], root, venv):
+        digest.update(f'{part}\0'.encode())
+    for path in installed:
+        digest.update(path.read_bytes() + b'\0')
     return digest.hexdigest()
 
 
@@ -167,13 +184,16 @@ class Environment:
         print(f'{time.monotonic() - start:.0f} s', flush=True)
 
     def call(self, command, env=None):
-        """Run a command, append its output to the log, and return its exit status and output."""
+        """Run a command, append its output to the log, and return its exit status and output.
+
+        In a folder away from the sources, which Python would otherwise import in the place of a wheel.
+        """
         with self.log.open('a+', errors='replace') as log:
             log.write(f'\n$ {" ".join(map(str, command))}\n')
             log.flush()
             start = log.tell()
             status = subprocess.run(
-                command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+                command, cwd=self.venv, env=env, stdout=log, stderr=subprocess.STDOUT
             ).returncode
             log.seek(start)
             return status, log.read()
@@ -214,8 +234,15 @@ def torch_sentence(version, gpu):
     )
 
 
-def install(venv):
-    """All steps, in order."""
+def install(venv, extra, wheel=None):
+    """All steps, in order.
+
+    Args:
+        venv: the environment's folder.
+        extra: which of STACKS.
+        wheel: of mmattn; without one the working tree is installed, editable.
+    """
+    stack = STACKS[extra]
     gpu = has_nvidia_gpu()
     environment = Environment(venv)
     index = os.environ.get('MMATTN_TORCH_INDEX')
@@ -229,14 +256,14 @@ def install(venv):
             shutil.rmtree(venv / 'bin', ignore_errors=True)
         step('virtual environment', [sys.executable, '-m', 'venv', venv])
 
-    step('pip, setuptools, wheel, ninja', pip(*BUILD_TOOLS))
+    step('pip, setuptools, wheel, ninja', pip(*BUILD_TOOLS, stack.setuptools))
     step(
         'torch (a download of several GB for a GPU, of 0.2 GB as a CPU build)',
         pip(*index, TORCH),
     )
     print(f'    {torch_sentence(environment.torch_version(), gpu)}', flush=True)
 
-    step('mmengine, mmdet, mmseg, mmpretrain', pip(*OPENMMLAB))
+    step('mmengine, mmdet, mmseg, mmpretrain', pip(*stack.others))
     # opencv-python needs the libraries of a desktop; the headless build has the same functions.
     if not environment.works('import cv2'):
         headless = 'opencv-python-headless'
@@ -245,7 +272,7 @@ def install(venv):
             pip('--force-reinstall', '--no-deps', headless),
         )
 
-    mmcv = ('--no-build-isolation', '--no-deps', MMCV)
+    mmcv = ('--no-build-isolation', '--no-deps', stack.mmcv)
     step(
         'mmcv with compiled operators (about 10 minutes on 2 cores where pip finds no wheel)',
         pip(*mmcv),
@@ -255,15 +282,26 @@ def install(venv):
         # A wheel's name does not tell which torch it belongs to, nor that of a build pip has cached.
         step(
             'mmcv from source, as the wheel does not fit this torch (about 10 minutes on 2 cores)',
-            pip('--force-reinstall', '--no-cache-dir', '--no-binary', 'onedl-mmcv', *mmcv),
+            pip(
+                '--force-reinstall',
+                '--no-cache-dir',
+                '--no-binary',
+                stack.mmcv.split('=')[0],
+                *mmcv,
+            ),
             env=compile_environment(venv),
         )
     # Its metadata ask for torch's CUDA build, so that its dependencies would replace a CPU build.
     step('torchvision', pip(*index, '--no-deps', TORCHVISION))
-    step(
-        'mmattn with compiled operators (some minutes), and what develops it',
-        pip('--no-build-isolation', '-e', PACKAGE),
-    )
+    if wheel:
+        # pip would leave alone another wheel of the same version.
+        step(f'mmattn from {wheel.name}', pip('--force-reinstall', '--no-deps', wheel))
+        step('what mmattn needs, and what tests it', pip(f'{wheel}[{extra},dev,viz]'))
+    else:
+        step(
+            'mmattn with compiled operators (some minutes), and what develops it',
+            pip('--no-build-isolation', '-e', f'{ROOT}[{extra},dev,viz]'),
+        )
     step('python -m mmattn.doctor', [environment.python, '-m', 'mmattn.doctor'])
 
 
@@ -272,23 +310,38 @@ def main(arguments=None):
     parser.add_argument(
         '--venv', type=Path, default=ROOT / '.venv', help='where to make it (default: %(default)s)'
     )
-    venv = parser.parse_args(arguments).venv.resolve()
+    parser.add_argument(
+        '--stack',
+        choices=STACKS,
+        default='onedl',
+        help="the maintained forks, or OpenMMLab's own releases (default: %(default)s)",
+    )
+    parser.add_argument(
+        '--wheel',
+        type=lambda name: Path(name).resolve(),
+        help='a wheel of mmattn to install, instead of the working tree',
+    )
+    args = parser.parse_args(arguments)
+    venv = args.venv.resolve()
+    if args.wheel and not args.wheel.is_file():
+        return f'there is no wheel {args.wheel}: `make wheel` builds one'
     if sys.version_info < (3, 10):
         return f'mmattn needs Python >= 3.10, and {sys.executable} is {sys.version.split()[0]}'
 
     stamp = venv / STAMP
-    if stamp.exists() and stamp.read_text() == fingerprint(venv):
+    wanted = fingerprint(venv, args.stack, args.wheel)
+    if stamp.exists() and stamp.read_text() == wanted:
         print(f'set-up: {venv} is complete, nothing to install')
         return 0
     print(f'set-up: making {venv}', flush=True)
     start = time.monotonic()
     try:
-        install(venv)
+        install(venv, args.stack, args.wheel)
     except SetupError as error:
         return str(error)
     except KeyboardInterrupt:
         return '\nset-up interrupted; the same command goes on from here'
-    stamp.write_text(fingerprint(venv))
+    stamp.write_text(wanted)
     print(f'set-up: done in {time.monotonic() - start:.0f} s, log in {venv / "setup.log"}')
     return 0
 

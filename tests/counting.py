@@ -1,0 +1,35 @@
+"""What the metafiles say of a model: its size, and the work of one image."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmattn.ops.flops import count_fused_attention_on_cpu
+
+
+def parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model, size):
+    """Of one image of ``size`` (height, width), through `model` on the meta device, built from a config.
+
+    A segmentor's auxiliary head serves training alone and is left out. The heads of a detector with two
+    or more stages get 1000 proposals, as in a test, and its mask head 100 boxes, the most that a test keeps.
+    """
+    count_fused_attention_on_cpu()
+    model.eval()
+    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+        image = torch.empty(1, 3, *size)
+        if not hasattr(model, 'bbox_head') and not hasattr(model, 'roi_head'):
+            model(image, mode='tensor')
+        elif not hasattr(model, 'roi_head'):
+            model.bbox_head(model.extract_feat(image))
+        else:
+            model.rpn_head(model.extract_feat(image))
+            for heads, number, side in (('bbox_head', 1000, 7), ('mask_head', 100, 14)):
+                heads = getattr(model.roi_head, heads)
+                regions = torch.empty(number, model.neck.out_channels, side, side)
+                for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+                    head(regions)
+    return counter.get_total_flops() // 2

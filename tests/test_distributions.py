@@ -1,0 +1,136 @@
+"""What the sdist and the wheel hold: all that is needed, and nothing that was left lying about."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email import message_from_bytes
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import mmattn
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ('mmattn', 'configs', 'docs', 'tests', 'tools')
+FILES = (
+    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'model-index.yml'),
+    *('pyproject.toml', 'setup.py'),
+)
+# What work leaves in a tree; none of it may be packed.
+LEFTOVERS = (
+    'mmattn/__pycache__/gone.cpython-311.pyc',
+    'mmattn/ops/_cuda.so',
+    'mmattn/.mim/configs/gone.py',
+    'configs/gcvit/__pycache__/gone.cpython-311.pyc',
+    'tools/__pycache__/gone.cpython-311.pyc',
+    'build/lib.linux-x86_64-cpython-311/mmattn/gone.py',
+    'mmattn.egg-info/SOURCES.txt',
+    'work_dirs/run/epoch_1.pth',
+)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of what is packed, since setuptools leaves folders beside it."""
+    folder = tmp_path_factory.mktemp('source')
+    ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so')
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    for name in FILES:
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def packed(source):
+    """Paths of the files to be packed, as they are in the working tree."""
+    found = (str(path.relative_to(source)) for path in source.rglob('*') if path.is_file())
+    return sorted(set(found) - set(LEFTOVERS))
+
+
+@pytest.fixture(scope='module')
+def distributions(request, source, packed, tmp_path_factory):
+    """The folder with the two: that of --dist, or built here."""
+    if folder := request.config.getoption('--dist'):
+        return Path(folder)
+    for name in LEFTOVERS:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text('left over')
+    folder = tmp_path_factory.mktemp('dist')
+    # The wheel is made from the sdist. Without optimization and CUDA, which take minutes.
+    subprocess.run(
+        [sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder, source],
+        check=True,
+        env=os.environ | {'CXXFLAGS': '-O0', 'MMATTN_CUDA': '0'},
+    )
+    return folder
+
+
+@pytest.fixture(scope='module')
+def sdist(distributions):
+    (path,) = distributions.glob('*.tar.gz')
+    with tarfile.open(path) as archive:
+        yield archive
+
+
+@pytest.fixture(scope='module')
+def wheel(distributions):
+    (path,) = distributions.glob('*.whl')
+    with zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+def home_in_the_wheel(path):
+    """Where a file of the working tree lies in the wheel, or None."""
+    top, *rest = PurePosixPath(path).parts
+    if (top == 'mmattn' and path.endswith('.py')) or path == 'mmattn_configs.py':
+        return path
+    if top in ('configs', 'model-index.yml') or (top == 'tools' and rest != ['setup_env.py']):
+        return f'mmattn/.mim/{path}'
+    return None
+
+
+def test_the_sdist_holds_what_is_needed_to_build_and_test(sdist, packed):
+    (top,) = {PurePosixPath(name).parts[0] for name in sdist.getnames()}
+    assert top == f'mmattn-{mmattn.__version__}'
+    found = {
+        name.removeprefix(f'{top}/') for name in sdist.getnames() if sdist.getmember(name).isfile()
+    }
+    made = {name for name in found if name.startswith('mmattn.egg-info/')} | {
+        'PKG-INFO',
+        'setup.cfg',
+    }
+    assert found - made == set(packed)
+
+
+def test_the_wheel_holds_what_is_used_and_nothing_else(wheel, packed, pytestconfig):
+    information = f'mmattn-{mmattn.__version__}.dist-info'
+    expected = set(filter(None, map(home_in_the_wheel, packed)))
+    names = ('METADATA', 'RECORD', 'WHEEL', 'licenses/LICENSE', 'top_level.txt', 'entry_points.txt')
+    expected |= {f'{information}/{name}' for name in names}
+    expected.add('mmattn/ops/_cpu.so')
+    if pytestconfig.getoption('--dist') and shutil.which('nvcc'):
+        expected.add('mmattn/ops/_cuda.so')
+    assert set(wheel.namelist()) == expected
+
+
+def test_the_wheel_holds_them_as_they_are(wheel, packed, source):
+    for path in packed:
+        home = home_in_the_wheel(path)
+        if home is None:
+            continue
+        assert wheel.read(home) == (source / path).read_bytes(), path
+        executable = (source / path).stat().st_mode & stat.S_IXUSR
+        assert wheel.getinfo(home).external_attr >> 16 & stat.S_IXUSR == executable, path
+
+
+def test_the_wheel_is_for_every_python_and_names_both_stacks(wheel):
+    assert '-cp310-abi3-' in wheel.filename
+    information = f'mmattn-{mmattn.__version__}.dist-info'
+    metadata = message_from_bytes(wheel.read(f'{information}/METADATA'))
+    assert metadata['Requires-Python'] == '>=3.10'
+    assert metadata.get_all('Provides-Extra') == ['onedl', 'openmmlab', 'dev', 'viz']

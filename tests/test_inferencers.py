@@ -1,0 +1,139 @@
+"""The inferencers of mmdet, mmseg and mmpretrain take our configs and local checkpoints."""
+
+import runpy
+from pathlib import Path
+
+import cv2
+import golden
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.utils import ManagerMixin
+
+import mmattn  # noqa: F401  registers the backbones
+from mmattn.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / 'configs'
+PHOTOGRAPHS = ROOT.parent / 'shared/data/coco_tiny/val2017'
+
+LOAD = "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(192, 128), keep_ratio=True), "
+# Pipelines end in the task's own step; the smallest of the family, on small images.
+DETECTOR = f"""
+_base_ = '{CONFIGS}/gcvit/mask_rcnn_gcvit_t_coco.py'
+model = dict(
+    backbone=dict(arch='xxtiny'),
+    test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5)),
+)
+{LOAD} dict(type='PackDetInputs', meta_keys=('img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+SEGMENTOR = f"""
+_base_ = '{CONFIGS}/gcvit/upernet_gcvit_t_ade20k.py'
+model = dict(
+    backbone=dict(arch='xxtiny'), decode_head=dict(channels=32), auxiliary_head=dict(channels=32)
+)
+{LOAD} dict(type='PackSegInputs')]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+"""
+CLASSIFIER = CONFIGS / 'gcvit/gcvit_xxt_imagenet.py'
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """Scopes, loggers and visualizers outlive an inferencer."""
+
+    def forget(kind):
+        kind._instance_dict.clear()
+        for child in kind.__subclasses__():
+            forget(child)
+
+    yield
+    DefaultScope._instance_dict.clear()
+    for kind in ManagerMixin.__subclasses__():
+        forget(kind)
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """Paths of an image that is made here, and of a photograph where there are some."""
+    path = tmp_path_factory.mktemp('image') / 'drawn.jpg'
+    picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    cv2.rectangle(picture, (30, 20), (90, 100), (255, 40, 0), -1)
+    cv2.imwrite(str(path), picture)
+    return [str(path), *map(str, sorted(PHOTOGRAPHS.glob('*.jpg'))[:1])]
+
+
+def trained(text, folder, **dataset_meta):
+    """Config file, and a checkpoint of the model as training writes it."""
+    path, checkpoint = folder / 'small.py', folder / 'epoch_1.pth'
+    path.write_text(text)
+    model = build(path)
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset_meta)), checkpoint
+    )
+    return str(path), str(checkpoint), model
+
+
+def build(path):
+    cfg = Config.fromfile(path)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model).eval()
+
+
+def assert_same_weights(model, expected):
+    found = model.state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found[name], value), name
+
+
+def test_detector(images, tmp_path):
+    from mmdet.apis import DetInferencer
+
+    classes = [f'class {i}' for i in range(80)]
+    config, checkpoint, model = trained(DETECTOR, tmp_path, classes=classes)
+    inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
+    assert_same_weights(inferencer.model, model)
+    out = tmp_path / 'out'
+    found = inferencer(images, out_dir=str(out), pred_score_thr=0)['predictions']
+    for image, objects in zip(images, found, strict=True):
+        assert len(objects['labels']) == len(objects['bboxes']) == len(objects['masks']) == 5
+        height, width = cv2.imread(image).shape[:2]
+        for left, top, right, bottom in objects['bboxes']:
+            assert 0 <= left <= right <= width and 0 <= top <= bottom <= height
+        assert cv2.imread(str(out / 'vis' / Path(image).name)).shape[:2] == (height, width)
+
+
+def test_segmentor(images, tmp_path):
+    from mmseg.apis import MMSegInferencer
+
+    config, checkpoint, model = trained(SEGMENTOR, tmp_path, classes=None, palette=None)
+    # Without the data set's name it draws with the 19 colours of Cityscapes.
+    options = dict(dataset_name='ade20k', device='cpu', show_progress=False)
+    inferencer = MMSegInferencer(config, checkpoint, **options)
+    assert_same_weights(inferencer.model, model)
+    found = inferencer(images, out_dir=str(tmp_path / 'out'))['predictions']
+    for image, classes in zip(images, found, strict=True):
+        assert classes.shape == cv2.imread(image).shape[:2]
+        assert 0 <= classes.min() <= classes.max() < 150
+        assert (tmp_path / 'out/vis' / Path(image).name).exists()
+
+
+def test_classifier_with_published_weights_after_conversion(images, tmp_path, monkeypatch):
+    from mmpretrain import ImageClassificationInferencer
+
+    published = golden.state_dict('gcvit_xxt_cls_224')
+    torch.save(dict(state_dict=published), tmp_path / 'published.pth.tar')
+    own = tmp_path / 'own.pth'
+    monkeypatch.setattr('sys.argv', ['convert', str(tmp_path / 'published.pth.tar'), str(own)])
+    runpy.run_path(str(ROOT / 'tools/convert_checkpoint.py'), run_name='__main__')
+
+    inferencer = ImageClassificationInferencer(str(CLASSIFIER), pretrained=str(own), device='cpu')
+    expected = build(CLASSIFIER)
+    load_checkpoint(expected, published)
+    assert_same_weights(inferencer.model, expected)
+    for found in inferencer(images):
+        assert found['pred_scores'].sum() == pytest.approx(1, abs=1e-5)
+        assert found['pred_score'] == found['pred_scores'].max()

@@ -1,0 +1,223 @@
+"""A project elsewhere on disk, mmattn installed from a wheel, and the tools of mmdet, mmseg and mim as they are."""
+
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import mmattn
+import mmattn_configs
+
+ROOT = Path(__file__).parents[1]
+MIM = Path(sys.executable).with_name('mim')
+
+LOADERS = """
+classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')
+quick = dict(batch_size=2, num_workers=0, persistent_workers=False)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=-1, save_last=False))
+"""
+# The smallest of the family, on small images, for one or two steps and without evaluation.
+PROJECT = dict(
+    detector="""
+_base_ = 'mmattn::gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
+model = _base_.model
+model.backbone.arch = 'xxtiny'
+for stage in model.train_cfg.rcnn:
+    stage.sampler.num = 8
+del stage
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(96, 96), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+"""
+    + LOADERS
+    + """
+train_dataloader = dict(
+    dataset=dict(indices=2, metainfo=dict(classes=classes), pipeline=train_pipeline), **quick
+)
+val_dataloader = dict(dataset=dict(metainfo=dict(classes=classes)), **quick)
+train_cfg = dict(max_epochs=1, val_interval=2)
+""",
+    segmentor="""
+_base_ = 'mmattn::gcvit/upernet_gcvit_t_ade20k.py'
+model = dict(
+    backbone=dict(arch='xxtiny'),
+    data_preprocessor=dict(size=(64, 64)),
+    decode_head=dict(channels=32),
+    auxiliary_head=dict(channels=32),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='Resize', scale=(64, 64)),
+    dict(type='PackSegInputs'),
+]
+"""
+    + LOADERS
+    + """
+train_dataloader = dict(dataset=dict(indices=2, pipeline=train_pipeline), **quick)
+train_cfg = dict(max_iters=1, val_interval=2)
+""",
+    classifier="""
+_base_ = 'mmattn::gcvit/gcvit_xxt_imagenet.py'
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].scale = 64
+"""
+    + LOADERS
+    + """
+train_dataloader = dict(dataset=dict(indices=2, pipeline=train_pipeline), **quick)
+train_cfg = dict(max_epochs=1, val_interval=2)
+custom_hooks = []
+""",
+)
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The folder where mmattn is installed, from a wheel; with the compiled operators that are there already."""
+    folder = tmp_path_factory.mktemp('site')
+    source = folder / 'source'  # setuptools leaves a build folder beside what it builds
+    for name in ('mmattn', 'configs', 'tools'):
+        ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so', 'csrc')
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for path in ROOT.glob('*.*'):
+        if path.suffix in ('.py', '.toml', '.yml', '.md', '.in'):
+            shutil.copy(path, source)
+    shutil.copy(ROOT / 'LICENSE', source)
+    pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
+    no_compiler = os.environ | {'CXX': 'false', 'MMATTN_CUDA': '0'}
+    build = [*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', folder, source]
+    subprocess.run(build, check=True, env=no_compiler)
+    (wheel,) = folder.glob('*.whl')
+    subprocess.run(
+        [*pip, 'install', '--no-deps', '--no-index', '--target', folder / 'lib', wheel], check=True
+    )
+    for library in Path(mmattn.__file__).parent.glob('ops/*.so'):
+        shutil.copy(library, folder / 'lib/mmattn/ops')
+    return folder / 'lib'
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder with configs and data of its own, and nothing of mmattn."""
+    folder = tmp_path_factory.mktemp('project')
+    for name, text in PROJECT.items():
+        (folder / f'{name}.py').write_text(text)
+    for layout in ('coco', 'ade20k', 'imagenet'):
+        options = ['--format', layout, '--train', '2', '--val', '1', '--size', '96']
+        tool = ROOT / 'tools/make_demo_dataset.py'
+        subprocess.run([sys.executable, tool, folder / layout, *options], check=True)
+    return folder
+
+
+@pytest.fixture
+def run(site, project):
+    """Run a command in the project's folder; return what it printed."""
+
+    def run(*command, **environment):
+        data = {f'MMATTN_{name.upper()}': name for name in ('coco', 'ade20k', 'imagenet')}
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=project,
+            env=os.environ | data | {'PYTHONPATH': str(site)} | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def tool(package):
+    """train.py as the package's own wheel brings it."""
+    return Path(importlib.util.find_spec(package).origin).parent / '.mim/tools/train.py'
+
+
+def assert_trained(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    steps = map(json.loads, log.read_text().splitlines())
+    losses = [step['loss'] for step in steps if 'loss' in step]
+    assert losses and all(map(math.isfinite, losses))
+
+
+def test_mim_trains_a_detector_with_mmdets_own_tool(run, tmp_path):
+    """mim knows packages by their distributions' names, and mmdet has two."""
+    installed = {name.lower() for name in importlib.metadata.packages_distributions()['mmdet']}
+    printed = run(MIM, 'train', installed.pop(), 'detector.py', '--work-dir', tmp_path)
+    assert f'Training command is {sys.executable} {tool("mmdet")} detector.py' in printed
+    assert_trained(tmp_path)
+
+
+def test_mmsegs_own_tool_trains(run, tmp_path):
+    run(sys.executable, tool('mmseg'), 'segmentor.py', '--work-dir', tmp_path)
+    assert_trained(tmp_path)
+
+
+def test_our_tool_trains(run, site, tmp_path):
+    """From the wheel, where `mim train mmattn` finds it."""
+    ours = site / 'mmattn/.mim/tools/train.py'
+    run(sys.executable, ours, 'classifier.py', '--work-dir', tmp_path)
+    assert_trained(tmp_path)
+
+
+def test_mim_searches(run, tmp_path):
+    run(MIM, 'search', 'mmattn', '--model', 'gcvit', '--json', tmp_path / 'found.json')
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['coco/box_ap']['cascade_mask_rcnn_gcvit_t_coco'] == 51.6
+    assert found['published_in']['gcvit_t_imagenet'] == 'arxiv 2206.09959'
+    assert set(found['model'].values()) == {'gcvit'}
+
+
+# A file without bases of its own: mmengine reads all metafiles of mmdet for each of mmdet's.
+INHERITED = 'mmattn::_base_/datasets/multiscale.py'
+READ = """
+from mmengine.config import Config
+{between}
+cfg = Config.fromfile('read.py')
+print(cfg.multiscale[0].type, '_scope_' in cfg.multiscale[0], 'mmattn' in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ('before', 'between', 'base', 'imports_mmattn'),
+    [
+        ('', 'import torch', repr(INHERITED), False),
+        ('import torch', 'from mmengine.hub import get_config', repr(INHERITED), False),
+        (
+            '',
+            '',
+            "__import__('mmattn').__name__ + '" + INHERITED.removeprefix('mmattn') + "'",
+            True,
+        ),
+    ],
+    ids=['mmengine first', 'torch first', 'expression'],
+)
+def test_configs_are_found(before, between, base, imports_mmattn, run, project):
+    """By torch's entry point; where that is switched off by mmattn's import, as ``_base_`` is evaluated."""
+    (project / 'read.py').write_text(f'_base_ = {base}')
+    code = f'import sys; {before}\n' + READ.format(between=between)
+    code += f"if 'get_config' in dir(): print(get_config('{INHERITED}').multiscale[0].type)"
+    autoload = dict(TORCH_DEVICE_BACKEND_AUTOLOAD=str(int(not imports_mmattn)))
+    printed = run(sys.executable, '-c', code, **autoload).splitlines()
+    assert printed == [f'RandomFlip False {imports_mmattn}'] + ['RandomFlip'] * bool(before)
+
+
+def test_an_unknown_config_is_named_with_similar_ones(site, monkeypatch):
+    origin = SimpleNamespace(origin=site / 'mmattn/__init__.py')
+    monkeypatch.setattr(mmattn_configs, 'find_spec', lambda name: origin)
+    name = 'gcvit/mask_rcnn_gcvit_t_coco.py'
+    assert mmattn_configs.config_path(name) == site / 'mmattn/.mim/configs' / name
+    wrong = name.replace('_t_', '_tiny_')
+    with pytest.raises(FileNotFoundError, match=f'no config {wrong} .* similar: {name}'):
+        mmattn_configs.config_path(wrong)
