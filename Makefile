@@ -7,14 +7,14 @@ UPSTREAM := .venv-upstream
 # A copy of the tests away from the sources, so that only what is installed can be imported.
 AWAY := build/upstream
 # What is packed.
-SOURCES := pyproject.toml setup.py MANIFEST.in Makefile README.md LICENSE $(wildcard model-index.yml) \
+SOURCES := pyproject.toml setup.py MANIFEST.in Makefile README.md LICENSE mkdocs.yml $(wildcard model-index.yml) \
     $(shell find configs docs mmattn tests tools -type f ! -name '*.pyc' ! -name '*.so')
 # Those that say something about the stack or the package as it is installed. The others look at the working
 # tree, or at kernels, which are the same files on either stack.
 UPSTREAM_TESTS := tests/attention tests/backbones tests/checkpoint tests/visualization tests/test_*.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream wheel lint format clean
+.PHONY: help setup demo test test-upstream wheel docs lint format clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ test-upstream: wheel ## Install the wheel beside OpenMMLab's own releases, in .v
 	ln -s $(abspath $(UPSTREAM))/lib/python3*/site-packages/mmattn/.mim/{configs,tools} $(AWAY)
 	cd $(AWAY) && $(abspath $(UPSTREAM))/bin/python -m pytest --installed $(abspath dist)/mmattn-*.whl $(UPSTREAM_TESTS)
 
+docs: setup ## Write the pages that are made from other files, and build the site into site/
+	$(VENV)/python docs/generate/model_zoo.py
+	$(VENV)/python docs/generate/troubleshooting.py
+	$(VENV)/python -m mkdocs build
+	@echo 'open site/index.html'
+
 lint: setup ## Check style, change nothing
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -59,4 +65,4 @@ format: setup ## Mend style
 	$(VENV)/ruff format .
 
 clean: ## Remove the environment and what was built; work_dirs stays
-	rm -rf .venv .venv-upstream build dist *.egg-info mmattn/.mim .pytest_cache .ruff_cache
+	rm -rf .venv .venv-upstream build dist site *.egg-info mmattn/.mim .pytest_cache .ruff_cache
