@@ -31,7 +31,9 @@ def blocks(page):
             found.append(Block(i + 2, '\n'.join(lines[i + 1 : end]), fence[1], is_run))
             i = end
         elif lines[i].startswith('    ') and not lines[i - 1].strip():
-            end = next((k for k in range(i, len(lines)) if not lines[k].startswith('    ')), len(lines))
+            end = next(
+                (k for k in range(i, len(lines)) if not lines[k].startswith('    ')), len(lines)
+            )
             text = '\n'.join(line[4:] for line in lines[i:end])
             found.append(Block(i + 1, text, '', True))
             i = end

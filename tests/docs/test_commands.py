@@ -1,5 +1,6 @@
 """Commands on the pages name tools, options, configs and targets that exist."""
 
+import argparse
 import importlib.util
 import re
 import shlex
@@ -8,7 +9,7 @@ import sys
 import pytest
 from pages import PAGES, ROOT, blocks, prose, read
 
-# A placeholder such as CONFIG, or a file of the reader's.
+# (page, line of the block, command)
 COMMANDS = [
     (page, block.line, command)
     for page in PAGES
@@ -19,11 +20,11 @@ COMMANDS = [
 TOOL = re.compile(r'(?:^|\s)(?:python )?(tools/\w+\.(?:py|sh))((?:\s.*)?)$')
 
 
-def tool_commands():
-    for page, line, command in COMMANDS:
-        if match := TOOL.search(command):
-            words = shlex.split(match[2], comments=True)
-            yield pytest.param(match[1], words, id=f'{page}:{line}:{match[1]}')
+TOOL_COMMANDS = [
+    pytest.param(match[1], shlex.split(match[2], comments=True), id=f'{page}:{line}:{match[1]}')
+    for page, line, command in COMMANDS
+    if (match := TOOL.search(command))
+]
 
 
 @pytest.fixture
@@ -31,8 +32,6 @@ def parse(monkeypatch):
     """Let a tool's own parser read arguments, and nothing happen afterwards."""
 
     def run(tool, words):
-        import argparse
-
         class Parsed(Exception):
             pass
 
@@ -54,7 +53,7 @@ def parse(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(('tool', 'words'), tool_commands())
+@pytest.mark.parametrize(('tool', 'words'), TOOL_COMMANDS)
 def test_tools_exist_and_take_these_arguments(tool, words, parse):
     assert (ROOT / tool).is_file()
     if tool.endswith('.sh'):
@@ -66,7 +65,7 @@ def test_tools_exist_and_take_these_arguments(tool, words, parse):
 
 
 def test_commands_are_seen_and_wrong_ones_refused(parse):
-    tools = {param.values[0] for param in tool_commands()}
+    tools = {param.values[0] for param in TOOL_COMMANDS}
     assert {'tools/train.py', 'tools/test.py', 'tools/dist_train.sh', 'tools/benchmark.py'} <= tools
     with pytest.raises(SystemExit):
         parse('tools/train.py', ['config.py', '--no-such-option'])
@@ -75,10 +74,14 @@ def test_commands_are_seen_and_wrong_ones_refused(parse):
 @pytest.mark.parametrize('page', PAGES)
 def test_paths_of_the_repository_exist(page):
     """Configs, tools, tests and pages that the text or a command names; `*` and `{a,b}` are patterns."""
-    pattern = r'(?<![\w./-])((?:configs|tools|tests|mmattn|docs)/[\w./*{},-]*?\.(?:py|sh|yml|md|h|so))\b'
+    pattern = (
+        r'(?<![\w./-])((?:configs|tools|tests|mmattn|docs)/[\w./*{},-]*?\.(?:py|sh|yml|md|h|so))\b'
+    )
     for name in re.findall(pattern, read(page)):
         braces = re.search(r'\{(.*)\}', name)
-        names = [name.replace(braces[0], part) for part in braces[1].split(',')] if braces else [name]
+        names = (
+            [name.replace(braces[0], part) for part in braces[1].split(',')] if braces else [name]
+        )
         for name in names:
             # Libraries are built, not kept.
             assert name.endswith('.so') or list(ROOT.glob(name)), name
@@ -92,7 +95,5 @@ def test_make_targets_exist(page):
     commands = [command for p, _, command in COMMANDS if p == page]
     spans = re.findall(r'`(make [^`]+)`', prose(page))
     for command in [*commands, *spans]:
-        if command.startswith('make '):
-            words = shlex.split(command, comments=True)[1:]
-            named = [word for word in words if '=' not in word]
-            assert named and set(named) <= targets, command
+        if match := re.match(r'make((?: [a-z-]+)+)(?: [A-Z]+=\S+)*\s*(?:#.*)?$', command):
+            assert set(match[1].split()) <= targets, command
