@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
-from pages import PAGES, ROOT, blocks
+from pages import PAGES, ROOT, Block, blocks
 
 SHAPE = re.compile(r'#.*?(\((?:\d+, )+\d+\))')
 
@@ -63,7 +63,7 @@ def run(block, namespace, capsys):
     for statement in ast.parse(block.text).body:
         code = ast.Module([statement], type_ignores=[])
         exec(compile(code, f'block at line {block.line}', 'exec'), namespace)
-        printed = capsys.readouterr().out
+        printed = capsys.readouterr().out.replace('[', '(').replace(']', ')')
         comment = SHAPE.search(lines[statement.end_lineno - 1])
         if comment is None or isinstance(statement, (ast.For, ast.With, ast.ClassDef)):
             continue
@@ -108,9 +108,6 @@ def test_few_blocks_are_not_run():
 
 
 def test_wrong_shapes_are_found(capsys):
-    import torch
-    from pages import Block
-
     namespace = {'torch': torch}
     run(
         Block(1, 'x = torch.zeros(2, 3)  # (2, 3)\nprint(x.shape)  # (2, 3)', '', True),
