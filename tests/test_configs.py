@@ -91,6 +91,8 @@ def test_builds_and_keeps_a_good_checkpoint(name):
     # mmengine deletes the oldest checkpoint before it writes the next one.
     assert cfg.default_hooks.checkpoint.max_keep_ckpts >= 2
     assert cfg.custom_imports.imports == ['mmattn']
+    assert cfg.default_hooks.invalid_loss.type == 'InvalidLossHook'
+    assert cfg.default_hooks.iteration_seed.type == 'IterationSeedHook'
 
 
 @pytest.mark.parametrize('family', PUBLISHED_HEADS)

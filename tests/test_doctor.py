@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from doctor_cases import GPU_TORCH, HEALTHY, NO_OPERATORS, facts, upstream
 
+import mmattn
 from mmattn.doctor import Import, examine, installed, try_import
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -262,12 +263,16 @@ def test_here_the_main_job_can_run():
 def test_runs_without_any_package_at_all(tmp_path):
     venv.create(tmp_path / 'bare', with_pip=False)
     python = tmp_path / 'bare' / 'bin' / 'python'
-    run = doctor(python=python)
+    # Where mmattn is installed, everything else is beside it.
+    alone = tmp_path / 'alone'
+    alone.mkdir()
+    (alone / 'mmattn').symlink_to(Path(mmattn.__file__).parent)
+    run = doctor(python=python, path=[alone])
     assert run.returncode == 1
     assert run.stderr == ''
     assert 'mmattn needs torch >= 2.10, and it is not installed\n' in run.stdout
     assert run.stdout.endswith('The main job cannot run.\n')
-    checks = report(doctor('--json', python=python))
+    checks = report(doctor('--json', python=python, path=[alone]))
     missing = {name for name, check in checks.items() if check['found'] == 'not installed'}
     packages = {'torch', 'numpy', 'OpenCV', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
     assert missing == packages

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
-from mmengine.utils import ManagerMixin
+from runs import TOOLS, run_tool, scalars
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ROOT / 'tools'
 PHOTOGRAPHS = ROOT.parent / 'shared/data'
 
 ARCH = (
@@ -191,6 +189,51 @@ model = dict(
 )
 
 
+def fill_up_categories(path):
+    """Names for all the classes that the models predict, of which drawn images show a few."""
+    annotations = json.loads(path.read_text())
+    categories = annotations['categories']
+    taken = {category['id'] for category in categories}
+    free = (number for number in range(1, 81) if number not in taken)
+    categories += [dict(id=number, name=f'unseen {number}') for number in free]
+    path.write_text(json.dumps(annotations))
+
+
+# Without chance and batch statistics, so that only the batch decides about an update.
+UPDATES = """
+_base_ = ['{configs}/gcvit/gcvit_xxt_imagenet.py', *SHARDED]
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackInputs')
+]
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True, embed_dims=32, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 8), mlp_ratio=2
+        ),
+        with_cp=True,
+    ),
+    head=dict(in_channels=256),
+    train_cfg=None,
+)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(shuffle=False),
+    dataset=dict(indices=4, pipeline=pipeline),
+)
+val_dataloader = val_cfg = val_evaluator = None
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.2, momentum=0.9, weight_decay=1))
+param_scheduler = None
+custom_hooks = []  # no moving average
+train_cfg = dict(max_epochs=2)
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(logger=dict(interval=1))
+randomness = dict(seed=0)
+"""
+ONE_IMAGE = 'train_dataloader.batch_size=1'
+
+
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
     """Folder by layout."""
@@ -203,6 +246,9 @@ def data(tmp_path_factory):
             subprocess.run(
                 [sys.executable, *command, '--train', '8', '--val', '4', '--size', '96'], check=True
             )
+    if folders['coco'].is_relative_to(root):
+        for path in folders['coco'].glob('annotations/*.json'):
+            fill_up_categories(path)
     return folders
 
 
@@ -210,8 +256,6 @@ def data(tmp_path_factory):
 def environment(data, monkeypatch):
     for layout, folder in data.items():
         monkeypatch.setenv(f'MMATTN_{layout.upper()}', str(folder))
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
@@ -229,48 +273,19 @@ def config(data, tmp_path):
     return write
 
 
-@pytest.fixture
-def tool(monkeypatch):
-    """Run a tool in this process, which has imported everything already."""
-
-    def forget(kind):
-        """Loggers, message hubs and visualizers outlive a Runner."""
-        kind._instance_dict.clear()
-        for child in kind.__subclasses__():
-            forget(child)
-
-    def run(name, *arguments):
-        for kind in ManagerMixin.__subclasses__():
-            forget(kind)
-        monkeypatch.setattr(sys, 'argv', [str(TOOLS / f'{name}.py'), *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(TOOLS))
-        runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
-
-    return run
-
-
-def scalars(work_dir):
-    """What was logged in the newest run: training steps, evaluations."""
-    newest = max(Path(work_dir).glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
-    lines = [json.loads(line) for line in newest.read_text().splitlines()]
-    steps = [line for line in lines if 'loss' in line]
-    assert all(math.isfinite(line['loss']) for line in steps)
-    return steps, [line for line in lines if 'loss' not in line]
-
-
 def log(work_dir):
     newest = max(Path(work_dir).glob('*/*.log'), key=lambda p: p.stat().st_mtime)
     return newest.read_text()
 
 
-def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
+def test_detector_trains_resumes_and_draws(config, tmp_path, capsys):
     path, work_dir = config(SMALL_CASCADE), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2, 3, 4]
     assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= evaluations[0].keys()
 
-    tool(
+    run_tool(
         'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
     )
     steps, _ = scalars(work_dir)
@@ -282,12 +297,12 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     pictures, predictions = tmp_path / 'pictures', tmp_path / 'predictions.pkl'
     checkpoint = work_dir / 'epoch_2.pth'
     options = ['--work-dir', tmp_path / 'test', '--show-dir', pictures, '--out', predictions]
-    tool('test', path, checkpoint, *options)
+    run_tool('test', path, checkpoint, *options)
     assert len(list(pictures.glob('*.jpg'))) == 2
     assert len(pickle.loads(predictions.read_bytes())) == 2
     assert 'coco/bbox_mAP' in log(tmp_path / 'test')
 
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
     assert 'coco/bbox_mAP' in log(tmp_path / 'tta')
 
     # A test needs all weights: an ImageNet classifier has none for the heads.
@@ -295,7 +310,7 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     torch.save(backbone, tmp_path / 'backbone.pth')
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
+        run_tool('test', path, tmp_path / 'backbone.pth', '--work-dir', tmp_path / 'test')
     assert 'neck.' in capsys.readouterr().err
 
 
@@ -311,10 +326,10 @@ def test_detector_trains_resumes_and_draws(tool, config, tmp_path, capsys):
     ],
 )
 def test_other_families_train_and_are_evaluated(
-    text, name, backbone, num_steps, metric, tool, config, tmp_path
+    text, name, backbone, num_steps, metric, config, tmp_path
 ):
     path = config(text.replace('CONFIG', name).replace('BACKBONE', SMALL_BACKBONES[backbone]))
-    tool('train', path, '--work-dir', tmp_path / 'run')
+    run_tool('train', path, '--work-dir', tmp_path / 'run')
     steps, evaluations = scalars(tmp_path / 'run')
     assert [step['iter'] for step in steps] == list(range(1, num_steps + 1))
     assert math.isfinite(evaluations[0][metric])
@@ -326,58 +341,114 @@ def test_other_families_train_and_are_evaluated(
     assert all(moment['exp_avg'].isfinite().all() for moment in moments.values())
 
 
-def test_segmentor_trains_and_is_tested(tool, config, tmp_path):
+def test_segmentor_trains_and_is_tested(config, tmp_path):
     path, work_dir = config(SMALL_UPERNET), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]
     assert 'mIoU' in evaluations[0]
 
     options = ['--work-dir', tmp_path / 'test', '--show-dir', tmp_path / 'pictures']
-    tool('test', path, work_dir / 'iter_2.pth', *options)
+    run_tool('test', path, work_dir / 'iter_2.pth', *options)
     assert 'mIoU' in log(tmp_path / 'test')
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 2
 
     fast = ['--cfg-options', 'test_dataloader.dataset.indices=1']
-    tool('test', path, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'tta', '--tta', *fast)
+    run_tool('test', path, work_dir / 'iter_2.pth', '--work-dir', tmp_path / 'tta', '--tta', *fast)
     assert 'mIoU' in log(tmp_path / 'tta')
 
 
-def test_classifier_trains_resumes_and_is_tested(tool, config, tmp_path):
+def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
     """Also: what is saved and tested is the moving average."""
     path, work_dir = config(SMALL_CLASSIFIER), tmp_path / 'run'
-    tool('train', path, '--work-dir', work_dir)
+    run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]
     assert 'accuracy/top1' in evaluations[0]
     assert 'ema_state_dict' in torch.load(work_dir / 'epoch_1.pth', weights_only=False)
 
-    tool(
+    run_tool(
         'train', path, '--work-dir', work_dir, '--resume', '--cfg-options', 'train_cfg.max_epochs=2'
     )
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [3, 4]
 
     checkpoint, pictures = work_dir / 'epoch_2.pth', tmp_path / 'pictures'
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures)
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--show-dir', pictures)
     tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
     assert tested['accuracy/top5'] == evaluations[0]['accuracy/top5']
     assert len(list(pictures.iterdir())) == 2
-    tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
 
 
-def test_two_processes(config, tmp_path):
-    """torchrun and gloo: both ranks step, one of them saves."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+@pytest.fixture
+def two_processes(tmp_path):
+    """Train by torchrun and gloo; return what was printed."""
+
+    def run(*arguments):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = free.getsockname()[1]
+        environment = dict(
+            os.environ, PYTHON=sys.executable, PORT=str(port), CUDA_VISIBLE_DEVICES=''
+        )
+        command = [TOOLS / 'dist_train.sh', arguments[0], '2', *arguments[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_two_processes(two_processes, config, tmp_path):
+    """Both ranks step, one of them saves."""
     work_dir = tmp_path / 'run'
-    command = [TOOLS / 'dist_train.sh', config(SMALL_CASCADE), '2', '--work-dir', work_dir]
-    environment = dict(os.environ, PYTHON=sys.executable, PORT=str(port), CUDA_VISIBLE_DEVICES='')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = two_processes(config(SMALL_CASCADE), '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
     assert [step['iter'] for step in steps] == [1, 2]  # of four images
     assert 'coco/bbox_mAP' in evaluations[0]
     assert [path.name for path in work_dir.glob('*.pth')] == ['epoch_1.pth']
-    assert 'gloo instead of nccl' in done.stdout + done.stderr
+    assert 'gloo instead of nccl' in printed
+
+
+def weights(work_dir):
+    checkpoint = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    assert len(checkpoint['optimizer']['state']) > 0
+    return checkpoint['state_dict']
+
+
+def assert_same_updates(work_dir, expected):
+    steps, _ = scalars(work_dir)
+    # Half of the batch that the rate is for, whatever it is made of.
+    assert {step['lr'] for step in steps} == {0.1}
+    torch.testing.assert_close(weights(work_dir), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_gives_the_same_updates_however_it_is_spread(tool, two_processes, config, tmp_path):
+    """At once, accumulated, over two processes, and over two that share the parameters and resume."""
+    common = ['--auto-scale-lr', '--work-dir']
+    path = config(UPDATES.replace('*SHARDED', ''))
+    run_tool('train', path, *common, tmp_path / 'whole')
+    expected = weights(tmp_path / 'whole')
+
+    accumulate = ['--cfg-options', ONE_IMAGE, 'optim_wrapper.accumulative_counts=2']
+    run_tool('train', path, *common, tmp_path / 'accumulated', *accumulate)
+    assert_same_updates(tmp_path / 'accumulated', expected)
+
+    options = ['--cfg-options', ONE_IMAGE]
+    printed = two_processes(path, *common, tmp_path / 'replicated', *options)
+    assert_same_updates(tmp_path / 'replicated', expected)
+    assert 'Grad strides do not match' not in printed
+
+    path = config(UPDATES.replace('*SHARDED', "'{configs}/_base_/fsdp.py'"))
+    options = [*common, tmp_path / 'sharded', *options]
+    two_processes(path, *options, 'train_cfg.max_epochs=1')
+    two_processes(path, '--resume', *options)
+    assert_same_updates(tmp_path / 'sharded', expected)
+
+    # What comes out is a checkpoint like any other, for one process too.
+    loader = dict(num_workers=0, persistent_workers=False, **{'dataset.indices': 2})
+    quick = [f'test_dataloader.{key}={value}' for key, value in loader.items()]
+    checkpoint = tmp_path / 'sharded/epoch_2.pth'
+    run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'test', '--cfg-options', *quick)
+    assert 'accuracy/top1' in log(tmp_path / 'test')

@@ -46,7 +46,7 @@ train_dataloader = dict(
     dataset=dict(indices=2, metainfo=dict(classes=classes), pipeline=train_pipeline), **quick
 )
 val_dataloader = dict(dataset=dict(metainfo=dict(classes=classes)), **quick)
-train_cfg = dict(max_epochs=1, val_interval=2)
+train_cfg = dict(max_epochs=1, val_begin=2)
 """,
     segmentor="""
 _base_ = 'mmattn::gcvit/upernet_gcvit_t_ade20k.py'
@@ -66,7 +66,7 @@ train_pipeline = [
     + LOADERS
     + """
 train_dataloader = dict(dataset=dict(indices=2, pipeline=train_pipeline), **quick)
-train_cfg = dict(max_iters=1, val_interval=2)
+train_cfg = dict(max_iters=1, val_begin=2)
 """,
     classifier="""
 _base_ = 'mmattn::gcvit/gcvit_xxt_imagenet.py'
@@ -76,7 +76,7 @@ train_pipeline[1].scale = 64
     + LOADERS
     + """
 train_dataloader = dict(dataset=dict(indices=2, pipeline=train_pipeline), **quick)
-train_cfg = dict(max_epochs=1, val_interval=2)
+train_cfg = dict(max_epochs=1, val_begin=2)
 custom_hooks = []
 """,
 )

@@ -85,12 +85,16 @@ def served_by(mode: str):
             os.environ['MMATTN_OPS'] = before
 
 
-def choose(cases: dict, pattern: str) -> dict:
-    """Those whose name fits the pattern."""
-    names = fnmatch.filter(cases, pattern)
-    if not names:
-        raise SystemExit(f'no case matches {pattern!r}; there are:\n' + '\n'.join(cases))
-    return {name: cases[name] for name in names}
+def choose(cases: dict, patterns: list[str]) -> dict:
+    """Those whose name fits one of the patterns."""
+    for pattern in patterns:
+        if not fnmatch.filter(cases, pattern):
+            raise SystemExit(f'no case matches {pattern!r}; there are:\n' + '\n'.join(cases))
+    return {
+        name: case
+        for name, case in cases.items()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    }
 
 
 def figure(value: float) -> str:

@@ -94,6 +94,11 @@ def check_data(cfg, loaders):
                 )
 
 
+def is_sharded(cfg):
+    """Whether the config spreads its model over processes."""
+    return 'FSDP' in cfg.get('strategy', {}).get('type', '')
+
+
 def fit_machine(cfg):
     """Without an accelerator, replace what needs one, and say so; join the other processes."""
     if get_device() != 'cpu':
@@ -106,6 +111,14 @@ def fit_machine(cfg):
         )
     if cfg.launcher == 'none':
         return
+    if is_sharded(cfg):
+        # FSDP's own device would be an accelerator; a copy to the CPU would free what it copies.
+        cfg.strategy.model_wrapper.device_id = 'cpu'
+        cfg.strategy.state_dict_cfg = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True),
+        )
     if cfg.launcher != 'pytorch':
         stop(f'--launcher {cfg.launcher} needs GPUs; without one use --launcher pytorch (torchrun)')
     say('No GPU: several processes work together through gloo instead of nccl.')

@@ -51,7 +51,7 @@ def parse_args():
             f'on a GPU {module.DTYPE["cuda"]}]',
         )
         command.add_argument(
-            '--only', default='*', metavar='PATTERN', help='names, as in file names'
+            '--only', nargs='+', default=['*'], metavar='PATTERN', help='names, as in file names'
         )
         command.add_argument('--threads', type=int, help="of the CPU [torch's]")
         command.add_argument(

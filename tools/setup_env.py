@@ -296,11 +296,11 @@ def install(venv, extra, wheel=None):
     if wheel:
         # pip would leave alone another wheel of the same version.
         step(f'mmattn from {wheel.name}', pip('--force-reinstall', '--no-deps', wheel))
-        step('what mmattn needs, and what tests it', pip(f'{wheel}[{extra},dev,viz]'))
+        step('what mmattn needs, and what tests it', pip(f'{wheel}[{extra},dev,viz,export]'))
     else:
         step(
             'mmattn with compiled operators (some minutes), and what develops it',
-            pip('--no-build-isolation', '-e', f'{ROOT}[{extra},dev,viz]'),
+            pip('--no-build-isolation', '-e', f'{ROOT}[{extra},dev,viz,export]'),
         )
     step('python -m mmattn.doctor', [environment.python, '-m', 'mmattn.doctor'])
 

@@ -3,7 +3,16 @@
 import argparse
 from copy import deepcopy
 
-from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
+from _runtime import (
+    add_options,
+    build_runner,
+    check_data,
+    fit_machine,
+    is_sharded,
+    read_config,
+    say,
+    stop,
+)
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
@@ -42,6 +51,9 @@ def main():
         draw(cfg, args)
     if args.tta:
         augment(cfg)
+    if is_sharded(cfg):  # in training; its checkpoints are as all others
+        cfg.pop('strategy')
+        cfg.pop('runner_type')
     fit_machine(cfg)
     runner = build_runner(cfg)
     load(runner, args.checkpoint)
@@ -67,11 +79,11 @@ def load(runner, checkpoint):
 
 
 def draw(cfg, args):
-    """Turn on the task's visualization hook; each names its options differently."""
+    """Turn on the task's visualization hook, for every image; each names its options differently."""
     hook = cfg.default_hooks.visualization
-    hook.show, hook.wait_time = args.show, args.wait_time
+    hook.update(show=args.show, wait_time=args.wait_time, interval=1)
     if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, interval=1, out_dir=args.show_dir)
+        hook.update(enable=True, out_dir=args.show_dir)
     else:
         hook.draw = True
         if args.show_dir and cfg.default_scope == 'mmseg':

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _runtime import add_options, build_runner, check_data, fit_machine, read_config, say, stop
+from _runtime import (
+    add_options,
+    build_runner,
+    check_data,
+    fit_machine,
+    is_sharded,
+    read_config,
+    say,
+    stop,
+)
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
@@ -36,6 +45,11 @@ def main():
     args = parse_args()
     cfg = read_config(args)
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
+    if is_sharded(cfg) and args.launcher == 'none':
+        stop(
+            f'{args.config} spreads its model over several processes: '
+            f'tools/dist_train.sh {args.config} NUMBER'
+        )
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
@@ -43,6 +57,8 @@ def main():
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} lacks')
         cfg.auto_scale_lr.enable = True
+        # mmengine counts a step's images, not those that are accumulated for an update.
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
     fit_machine(cfg)
     # With compile=True mmengine compiles the whole train step. What torch cannot compile of it (in
@@ -72,19 +88,27 @@ def resume(cfg, source):
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
-    # mmengine 0.10.7 calls torch.load as if it were older than 2.6, and could not resume.
+    # Of a seed that was drawn mmengine learns after it has built the data loader: the order would be another.
+    if cfg.get('randomness', {}).get('seed') is None:
+        seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+    let_mmengine_resume()
+
+
+def let_mmengine_resume():
+    """mmengine 0.10.7 calls torch.load as if torch were older than 2.6, and could not read its own checkpoints."""
     if not hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def load_from_local(filename, map_location=None):
+def load_from_local(filename, map_location=None, mmap=False):
     """Read a training checkpoint, which holds mmengine's logs, by torch.load's safe way."""
     array = np.zeros(1)
     reduced = [part.__reduce__()[0] for part in (array, array[0])]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
     allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, *reduced, *dtypes]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(filename, map_location=map_location, weights_only=True)
+        return torch.load(filename, map_location=map_location, mmap=mmap, weights_only=True)
 
 
 def checkpoints(work_dir):

@@ -20,4 +20,4 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1)
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.training_hooks

@@ -25,7 +25,8 @@ class DeformableAttentionDetails(NamedTuple):
         positions: (B, G, H_k, W_k, 2), where keys and values were sampled, as (y, x); the map's
             cells have their centres from -1 to 1.
         references: (H_k, W_k, 2), the same before the offsets.
-        weights: (B, heads, H, W, H_k, W_k), the attention of each query to each sample.
+        weights: (B, heads, H, W, H_k, W_k), the attention of each query to each sample; of n chosen
+            queries (B, heads, n, H_k, W_k).
     """
 
     positions: Tensor
@@ -139,20 +140,30 @@ class DeformableAttention(nn.Module):
             out = out + self.rpe_table(self._as_map(q, x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return _pointwise(self.proj_out, out)
 
-    def details(self, x: Tensor) -> DeformableAttentionDetails:
-        """What :meth:`forward` looks at for the same map, at the cost of the whole attention matrix."""
+    def details(self, x: Tensor, queries: Tensor | None = None) -> DeformableAttentionDetails:
+        """What :meth:`forward` looks at for the same map, at the cost of the whole attention matrix.
+
+        ``queries``: row-major indices of some of the map's tokens, int64 (n,); only their attention is computed.
+        """
         q, k, _, positions, references = self._project(x)
+        bias = self._bias(x.shape[1:3], positions, queries)
+        if queries is not None:
+            q = q[:, :, queries]
         scores = self.scale * q @ k.transpose(-2, -1)
-        bias = self._bias(x.shape[1:3], positions)
         weights = (scores if bias is None else scores + bias).softmax(-1)
-        weights = weights.unflatten(3, positions.shape[2:4]).unflatten(2, x.shape[1:3])
+        weights = weights.unflatten(3, positions.shape[2:4])
+        if queries is None:
+            weights = weights.unflatten(2, x.shape[1:3])
         return DeformableAttentionDetails(positions, references, weights)
 
-    def _bias(self, query_size: Sequence[int], positions: Tensor) -> Tensor | None:
-        """What is added to the scores, (B or 1, heads, Nq, Nk), if anything is."""
+    def _bias(
+        self, query_size: Sequence[int], positions: Tensor, queries: Tensor | None = None
+    ) -> Tensor | None:
+        """What is added to the scores, (B or 1, heads, Nq, Nk), if anything is; of all queries, or of chosen ones."""
+        chosen = slice(None) if queries is None else queries
         if self.position_bias == 'fixed':
-            return self.rpe_table(query_size, positions.shape[2:4])
-        grid, flat = self._query_grid(*query_size, positions), positions.flatten(2, 3)
+            return self.rpe_table(query_size, positions.shape[2:4])[:, :, chosen]
+        grid, flat = self._query_grid(*query_size, positions)[chosen], positions.flatten(2, 3)
         if self.position_bias == 'table':
             return deform_bias(self.rpe_table, grid, flat)
         return self.rpe_table(grid, flat) if self.position_bias == 'log_cpb' else None
@@ -191,8 +202,9 @@ class DeformableAttention(nn.Module):
         size = offsets.shape[1:3]
         references = self._grid(size, 0.5, q.device, dtype)
         if self.offset_range is not None:
-            steps = torch.tensor([self._steps(side) for side in size], dtype=dtype, device=q.device)
-            offsets = offsets.tanh() * (self.offset_range / steps)
+            ranges = (self.offset_range / self._steps(side) for side in size)
+            offsets = offsets.tanh().unbind(-1)
+            offsets = torch.stack([o * r for o, r in zip(offsets, ranges, strict=True)], -1)
         positions = references + offsets.unflatten(0, (-1, self.groups))
         if self.plus_plus and self.offset_range is None:
             positions = positions.clamp(-1, 1)
@@ -215,7 +227,7 @@ class DeformableAttention(nn.Module):
 
     def _steps(self, side: int) -> int:
         """Into how many steps a side of that many points is divided from -1 to 1."""
-        return max(side - 1, 1) if self.plus_plus else side
+        return torch.sym_max(side - 1, 1) if self.plus_plus else side
 
 
 def _pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmattn.ops import neighborhood_attention
+from mmattn.ops import neighborhood_attention, neighborhood_attention_weights
 
 
 class NeighborhoodAttention(nn.Module):
@@ -41,9 +41,24 @@ class NeighborhoodAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C), channel-last."""
         height, width = x.shape[1:3]
-        bottom, right = max(0, self.kernel_size - height), max(0, self.kernel_size - width)
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        q, k, v = self.project(x)
         out = neighborhood_attention(q, k, v, self.rpb, self.kernel_size, self.scale)
-        return self.proj(out.flatten(-2)[:, :height, :width])
+        return self.proj(out.flatten(-2).narrow(1, 0, height).narrow(2, 0, width))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What :meth:`forward` looks at for the same map, (B, H, W, heads, kernel_size**2).
+
+        A query's keys are row-major; their window is the one around it, moved into the map (completed to the kernel's
+        size, where it is smaller).
+        """
+        height, width = x.shape[1:3]
+        q, k, _ = self.project(x)
+        weights = neighborhood_attention_weights(q, k, self.rpb, self.kernel_size, self.scale)
+        return weights[:, :height, :width]
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values (B, H, W, heads, d) of the map, no side smaller than the kernel."""
+        bottom, right = (torch.sym_max(0, self.kernel_size - side) for side in x.shape[1:3])
+        if torch.compiler.is_exporting() or bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)

@@ -31,7 +31,7 @@ class FixedPositionBias(nn.Module):
 
 def _resize_rows(x: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """(heads, h * w, n) -> (heads, h' * w', n), the rows bilinearly interpolated as a map."""
-    if tuple(size) == tuple(wanted):
+    if not torch.compiler.is_exporting() and tuple(size) == tuple(wanted):
         return x
     image = x.mT.unflatten(2, size)
     resized = F.interpolate(image, size=tuple(wanted), mode='bilinear', align_corners=True)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmattn.ops._backend import known_equal
 from mmattn.ops.quadtree import quadtree_level, quadtree_root
 
 ATTN_TYPES = ('A', 'B')
@@ -122,7 +123,7 @@ class LevelMix(nn.Module):
         mix = None
         for conv, weight, value in zip(self.get_vs, weights, reversed(values), strict=True):
             own = weight * conv(value)
-            mix = own if mix is None else own + F.interpolate(mix, scale_factor=2, mode='nearest')
+            mix = own if mix is None else own + F.interpolate(mix, size=own.shape[2:])
         return mix
 
 
@@ -209,7 +210,8 @@ class QuadTreeAttention(nn.Module):
         values = [self.pad(pointwise(self.v_proj, context))]
         for branch in self.value_branchs:
             values.append(branch(values[-1]))
-        is_padded = keys[0].shape[2:] != context.shape[2:]
+        # An exported graph may leave the map's sides open; keys of its padding are then always masked.
+        is_padded = not all(map(known_equal, keys[0].shape[2:], context.shape[2:]))
         message = quadtree_attention(
             queries,
             keys,
@@ -224,7 +226,53 @@ class QuadTreeAttention(nn.Module):
         message = message.flatten(2).unflatten(1, queries[0].shape[2:])
         if len(self.py_att.get_vs):
             message = message + self.py_att(values).permute(0, 2, 3, 1)
-        return self.proj(message[:, :height, :width]).permute(0, 3, 1, 2)
+        message = message.narrow(1, 0, height).narrow(2, 0, width)
+        return self.proj(message).permute(0, 3, 1, 2)
+
+    def weights(
+        self, query_map: Tensor, queries: Tensor, context_map: Tensor | None = None
+    ) -> list[Tensor]:
+        """How much of each level's values :meth:`forward`'s message holds for chosen queries, without the lepe.
+
+        The message is linear in the values, so its gradient by them is the attention, whichever operators serve;
+        each channel of a head answers for another query.
+
+        Args:
+            query_map, context_map: (B, C, H, W) and (B, C, H', W'), as for :meth:`forward`; one of another size is
+                taken with ``lepe``, too.
+            queries: row-major indices of some tokens of the map, int64 (n,).
+
+        Returns:
+            One (B, n, heads, H'_l, W'_l) a level, coarsest first, the padding included; in type B all levels together
+            sum to 1 for each query and head.
+        """
+        context = query_map if context_map is None else context_map
+        maps = self.pyramid(self.pad(pointwise(self.q_proj, query_map)))
+        keys = [k.detach() for k in self.pyramid(self.pad(pointwise(self.k_proj, context)))]
+        values = [torch.zeros_like(k, requires_grad=True) for k in keys]
+        is_padded = keys[0].shape[2:] != context.shape[2:]
+        with torch.enable_grad():
+            message = quadtree_attention(
+                [q.detach() for q in maps],
+                keys,
+                values,
+                self.num_heads,
+                self.topks,
+                self.attn_type,
+                None if self.py_att.weight is None else self.py_att.weight.detach(),
+                key_extent=tuple(context.shape[2:]) if is_padded else None,
+            )
+        width, padded_width = query_map.shape[3], maps[0].shape[3]
+        tokens = queries // width * padded_width + queries % width
+        parts = []
+        for some in tokens.split(message.shape[3]):
+            probe = torch.zeros_like(message)
+            probe[:, some, :, range(len(some))] = 1
+            gradients = torch.autograd.grad(message, values, probe, retain_graph=True)
+            parts.append(
+                [g.unflatten(1, (self.num_heads, -1))[:, :, : len(some)] for g in gradients]
+            )
+        return [torch.cat(level, 2).transpose(1, 2) for level in zip(*parts, strict=True)][::-1]
 
     def check(self, query_map: Tensor, context: Tensor) -> None:
         dim = self.q_proj.in_channels
@@ -239,8 +287,10 @@ class QuadTreeAttention(nn.Module):
 
     def pad(self, x: Tensor) -> Tensor:
         cell = 2 ** (self.num_levels - 1)
-        bottom, right = (-side % cell for side in x.shape[2:])
-        return F.pad(x, (0, right, 0, bottom), mode='replicate') if bottom or right else x
+        bottom, right = (((side - 1) // cell + 1) * cell - side for side in x.shape[2:])
+        if known_equal(bottom, 0) and known_equal(right, 0):
+            return x
+        return F.pad(x, (0, right, 0, bottom), mode='replicate')
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         levels = [x]
@@ -389,7 +439,7 @@ def _check_map(name: str, level: int, x: Tensor, maps: Sequence[Tensor], num_hea
         )
     if level:
         finer = tuple(maps[level - 1].shape)
-        if (*finer[:2], *(side / 2 for side in finer[2:])) != shape:
+        if finer != (*shape[:2], *(2 * side for side in shape[2:])):
             raise ValueError(
                 f'each level of {name} must halve the sides of the finer one, got {shape} at level {level} '
                 f'after {finer}'

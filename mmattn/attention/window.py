@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.layers import relative_position_bias, relative_position_index
-from mmattn.ops import window_attention
+from mmattn.ops import window_attention, window_attention_weights
 
 
 class _RelativePositionWindows(nn.Module):
@@ -71,6 +71,15 @@ class WindowAttention(_RelativePositionWindows):
         out = window_attention(q, k, v, self.bias(), self.window_size, self.shift, pad_k, pad_v)
         return self.proj(out.flatten(-2))
 
+    def weights(self, x: Tensor) -> Tensor:
+        """What :meth:`forward` looks at for the same map, (B, windows, heads, N, N), query first.
+
+        Windows and their N tokens are row-major, and hold the map's padding; with a shift, the first window starts
+        ``shift`` tokens down and right.
+        """
+        (q, k, _), (_, pad_k, _) = self.project(x)
+        return window_attention_weights(q, k, self.bias(), self.window_size, self.shift, pad_k)
+
 
 class GlobalWindowAttention(_RelativePositionWindows):
     """Attention of GC ViT's global query to the keys and values of each window (section 3.3, equation 4).
@@ -96,3 +105,9 @@ class GlobalWindowAttention(_RelativePositionWindows):
         q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
         out = window_attention(q, k, v, self.bias(), self.window_size, pad_k=pad_k, pad_v=pad_v)
         return self.proj(out.flatten(-2))
+
+    def weights(self, x: Tensor, query: Tensor) -> Tensor:
+        """What :meth:`forward` looks at for the same inputs; as :meth:`WindowAttention.weights`."""
+        (k, _), (pad_k, _) = self.project(x)
+        q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
+        return window_attention_weights(q, k, self.bias(), self.window_size, pad_k=pad_k)

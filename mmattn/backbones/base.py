@@ -161,7 +161,7 @@ def check_image(x: Tensor) -> None:
     """Raise a ValueError unless ``x`` is a batch of RGB images that four stages can halve."""
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f'x must be images (B, 3, H, W), got shape {tuple(x.shape)}')
-    if min(x.shape[2:]) < MIN_IMAGE_SIDE:
+    if any(side < MIN_IMAGE_SIDE for side in x.shape[2:]):
         raise ValueError(
             f'x must be at least {MIN_IMAGE_SIDE} pixels high and wide, got shape {tuple(x.shape)}'
         )
@@ -180,3 +180,13 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def channel_last_kernels(module: nn.Module) -> None:
+    """Lay a convolution's kernels out as the channel-last maps that it meets; shapes and values stay.
+
+    Gradients come in this layout. Kernels in the other one cost a copy of each gradient, in torch's convolutions
+    one of the kernels a call, and DistributedDataParallel's warning. 1 x 1 kernels are the same in both.
+    """
+    if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+        module.to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from mmattn.layers import ChannelNorm, Mlp, ScaledResidual
 from .base import (
     NUM_STAGES,
     PyramidBackbone,
+    channel_last_kernels,
     check_image,
     check_rate,
     drop_path_rates,
@@ -125,8 +127,8 @@ class Patchify(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', ceil(H / patch), ceil(W / patch))."""
-        bottom, right = -x.shape[2] % self.patch, -x.shape[3] % self.patch
-        if bottom or right:
+        bottom, right = (((side - 1) // self.patch + 1) * self.patch - side for side in x.shape[2:])
+        if torch.compiler.is_exporting() or bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.conv(x))
 
@@ -259,6 +261,7 @@ class DAT(PyramidBackbone):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self.apply(init_linear)
+        self.apply(channel_last_kernels)
         stages = (
             [stage, *self.down_projs[i : i + 1], *self.output_norm(i)]
             for i, stage in enumerate(self.stages)

@@ -22,6 +22,7 @@ from mmattn.layers import Mlp, ScaledResidual
 from .base import (
     NUM_STAGES,
     PyramidBackbone,
+    channel_last_kernels,
     check_image,
     check_rate,
     drop_path_rates,
@@ -182,7 +183,7 @@ class GlobalQueryGenerator(nn.Module):
         """(B, H, W, C) -> (B, window_size, window_size, C), resized where the steps do not end there."""
         x = self.to_q_global(x.permute(0, 3, 1, 2))
         window = (self.window_size, self.window_size)
-        if x.shape[2:] != window:
+        if torch.compiler.is_exporting() or x.shape[2:] != window:  # of the same size: the identity
             x = F.interpolate(x, size=window, mode='bicubic')
         return x.permute(0, 2, 3, 1)
 
@@ -356,6 +357,7 @@ class GCViT(PyramidBackbone):
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
         self.apply(init_linear)
+        self.apply(channel_last_kernels)
         stages = ([level, *self.output_norm(i)] for i, level in enumerate(self.levels))
         self.freeze([[self.patch_embed], *stages])
 

@@ -18,6 +18,7 @@ from mmattn.layers import Mlp, ScaledResidual
 
 from .base import (
     PyramidBackbone,
+    channel_last_kernels,
     check_image,
     check_rate,
     drop_path_rates,
@@ -192,6 +193,7 @@ class QuadTree(PyramidBackbone):
             self.add_module(f'block{i + 1}', blocks)
             self.add_module(f'norm{i + 1}', nn.LayerNorm(dims[i], eps=NORM_EPS))
         self.apply(init_linear)
+        self.apply(channel_last_kernels)
         stages = [list(self.stage(i)) for i in range(self.num_built_stages)]
         self.freeze([[self.patch_embed1], *stages])
 

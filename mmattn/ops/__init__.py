@@ -9,9 +9,18 @@ from .deformable import (
     deform_sample_reference,
 )
 from .flops import count_fused_attention_on_cpu
-from .neighborhood import neighborhood_attention, neighborhood_attention_reference
+from .neighborhood import (
+    neighborhood_attention,
+    neighborhood_attention_reference,
+    neighborhood_attention_weights,
+)
 from .quadtree import quadtree_level, quadtree_level_reference, quadtree_root
-from .window import window_attention, window_attention_flops, window_attention_reference
+from .window import (
+    window_attention,
+    window_attention_flops,
+    window_attention_reference,
+    window_attention_weights,
+)
 
 __all__ = [
     'BackendReport',
@@ -23,12 +32,14 @@ __all__ = [
     'deform_sample_reference',
     'neighborhood_attention',
     'neighborhood_attention_reference',
+    'neighborhood_attention_weights',
     'quadtree_level',
     'quadtree_level_reference',
     'quadtree_root',
     'window_attention',
     'window_attention_flops',
     'window_attention_reference',
+    'window_attention_weights',
 ]
 
 count_fused_attention_on_cpu()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 MODES = ('auto', 'compiled', 'reference')
 
@@ -57,6 +58,27 @@ def backend_report() -> BackendReport:
     return BackendReport(_mode(), dict(_backends), dict(_served))
 
 
+def exporting() -> bool:
+    """Whether the call is being recorded by ``torch.export`` or an ONNX exporter.
+
+    An exported graph holds the literal definitions, so that it runs where this package is not: only
+    ``MMATTN_OPS=compiled`` leaves the operators in it. Sizes may be symbols in it; what is recorded must not
+    branch on them.
+    """
+    return torch.compiler.is_exporting() or (
+        torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
+    )
+
+
+def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are equal; of a size that is a symbol in an exported graph, whether they always are.
+
+    Comparing such a size outright would bind the graph to the answer for the size that it is recorded with.
+    """
+    equal = a == b
+    return statically_known_true(equal) if isinstance(equal, torch.SymBool) else bool(equal)
+
+
 @torch.compiler.assume_constant_result
 def compiled_serves(name: str, device: str) -> bool:
     """Whether the compiled operator is to be called; the literal definition is, if not.
@@ -70,6 +92,8 @@ def compiled_serves(name: str, device: str) -> bool:
         RuntimeError: ``MMATTN_OPS=compiled``, and there is no compiled operator for the device.
     """
     mode = _mode()
+    if mode != 'compiled' and exporting():
+        return False
     problem = '' if device == 'meta' else _backends.get(device, _NONE).problem
     compiled = mode != 'reference' and not problem
     if problem and mode == 'compiled':
@@ -87,8 +111,8 @@ def compiled_serves(name: str, device: str) -> bool:
 
 
 def literal_is_asked_for() -> bool:
-    """Whether ``MMATTN_OPS=reference`` forbids any faster way than the literal definition."""
-    return _mode() == 'reference'
+    """Whether ``MMATTN_OPS=reference``, or an export, forbids any faster way than the literal definition."""
+    return exporting() or _mode() == 'reference'
 
 
 def _mode() -> str:

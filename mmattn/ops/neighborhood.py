@@ -53,23 +53,45 @@ def neighborhood_attention_reference(
     return _attend(q, k, v, rpb.to(accumulate_dtype(q.dtype)), kernel_size, scale)
 
 
+def neighborhood_attention_weights(
+    q: Tensor, k: Tensor, rpb: Tensor, kernel_size: int, scale: float
+) -> Tensor:
+    """What :func:`neighborhood_attention` multiplies its values with, for people to see.
+
+    Args:
+        q, k, rpb, kernel_size, scale: as there.
+
+    Returns:
+        (B, H, W, heads, kernel_size**2): each query's window of keys, row-major.
+    """
+    _check(q, k, k, rpb, kernel_size)
+    return _weights(q, k, rpb.to(accumulate_dtype(q.dtype)), kernel_size, scale)
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor, kernel_size: int, scale: float) -> Tensor:
+    weights = _weights(q, k, rpb, kernel_size, scale)
+    return (weights.unsqueeze(-2).to(v.dtype) @ _windows(v, kernel_size)).squeeze(-2)
+
+
+def _windows(x: Tensor, kernel_size: int) -> Tensor:
+    """(B, H, W, heads, d) -> the tokens around each one, (B, H, W, heads, k*k, d)."""
+    rows, columns = (_neighbours(side, kernel_size, x.device) for side in x.shape[1:3])
+    around = x[:, rows[:, None, :, None], columns[None, :, None, :]]
+    return around.flatten(3, 4).transpose(3, 4)
+
+
+def _weights(q: Tensor, k: Tensor, rpb: Tensor, kernel_size: int, scale: float) -> Tensor:
     rows, columns = (
         _neighbours(side, kernel_size, q.device) for side in q.shape[1:3]
     )  # (n, kernel)
-    window = (slice(None), rows[:, None, :, None], columns[None, :, None, :])
-    keys, values = (
-        t[window].flatten(3, 4).transpose(3, 4) for t in (k, v)
-    )  # (B, H, W, heads, k*k, d)
-
-    y = rows - torch.arange(len(rows), device=q.device)[:, None] + kernel_size - 1
-    x = columns - torch.arange(len(columns), device=q.device)[:, None] + kernel_size - 1
+    y, x = (
+        index - torch.arange(index.shape[0], device=q.device)[:, None] + kernel_size - 1
+        for index in (rows, columns)
+    )
     bias = rpb[:, y[:, None, :, None], x[None, :, None, :]].flatten(3, 4)  # (heads, H, W, k*k)
 
-    scores = (scale * q).unsqueeze(-2) @ keys.transpose(-2, -1) + bias.permute(
-        1, 2, 0, 3
-    ).unsqueeze(-2)
-    return (scores.softmax(dim=-1).to(v.dtype) @ values).squeeze(-2)
+    scores = ((scale * q).unsqueeze(-2) @ _windows(k, kernel_size).transpose(-2, -1)).squeeze(-2)
+    return (scores + bias.permute(1, 2, 0, 3)).softmax(dim=-1)
 
 
 def _neighbours(side: int, kernel_size: int, device: torch.device) -> Tensor:
@@ -87,7 +109,7 @@ def _check(q, k, v, rpb, kernel_size):
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
     if q.shape[4] < 1:
         raise ValueError(f'heads must have at least one channel, got {tuple(q.shape)}')
-    if min(q.shape[1:3]) < kernel_size:
+    if any(side < kernel_size for side in q.shape[1:3]):
         raise ValueError(
             f'a map of {q.shape[1]} x {q.shape[2]} is smaller than kernel_size {kernel_size}; pad it'
         )

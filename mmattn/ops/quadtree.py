@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._backend import compiled_serves
+from ._backend import compiled_serves, exporting
 from ._operator import accumulate_dtype, check_alike, check_device, register
 
 # The literal definition's gathered keys and values are made for this many numbers at a time and again in the
@@ -136,7 +136,7 @@ def _level_in_parts(queries, keys, values, parents, topk, parent_scores, padding
             return _level(*arguments)
         return checkpoint(_level, *arguments, use_reentrant=False, preserve_rng_state=False)
 
-    if count <= step:
+    if not isinstance(step, int) or not isinstance(count, int) or count <= step:
         return run(queries, parents, parent_scores)
     scores = [None] * -(-count // step) if parent_scores is None else parent_scores.split(step, 1)
     parts = [
@@ -274,12 +274,14 @@ def _choose(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
     p = p.detach()
     if padding is not None:
         p = p.masked_fill(padding, -1)  # after probabilities that have underflowed to 0
+    if torch.onnx.is_in_onnx_export():  # there, it is TopK, which is stable by definition
+        return p.sort(dim=-1, descending=True).indices[..., :topk]
     return p.sort(dim=-1, descending=True, stable=True).indices[..., :topk]
 
 
 def _choose_without_sorting(p: Tensor, topk: int, padding: Tensor | None) -> Tensor:
     """:func:`_choose` of probabilities, by numbers that have no equals: their bits, then the place from behind."""
-    if p.dtype != torch.float32:
+    if p.dtype != torch.float32 or exporting():  # ONNX has no bits of a number
         return _choose(p, topk, padding)
     p = p.detach()
     if padding is not None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import compiled_serves, literal_is_asked_for
+from ._backend import compiled_serves, known_equal, literal_is_asked_for
 from ._operator import accumulate_dtype, check_alike, check_device, register
 
 # From this many tokens a window on, scaled_dot_product_attention is the faster: 24 x 24 tokens take 0.30 ms
@@ -79,6 +79,30 @@ def window_attention_reference(
     return _in_windows(_literal, q, k, v, bias, window_size, shift, pad_k, pad_v)
 
 
+def window_attention_weights(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor,
+    window_size: int,
+    shift: int = 0,
+    pad_k: Tensor | None = None,
+) -> Tensor:
+    """What :func:`window_attention` multiplies its values with, ``softmax(q k^T / sqrt(d) + bias)``, for people to see.
+
+    Args:
+        q, k, bias, window_size, shift, pad_k: as there.
+
+    Returns:
+        (B, windows, heads, N, N), query first; windows and their tokens are row-major and hold the padding.
+    """
+    _check(q, k, k, bias, window_size, shift, pad_k, None)
+    q = _query_windows(q, k, window_size, shift)
+    k = _lay_out(k, window_size, shift, pad_k)
+    if shift:
+        bias = bias + _shift_mask(*k.shape[1:3], window_size, shift, bias)
+    return _weights(q, _partition(k, window_size), bias)
+
+
 def window_attention_flops(
     height: int, width: int, channels: int, window_size: int, shared_query: bool
 ) -> int:
@@ -91,8 +115,12 @@ def window_attention_flops(
 
 
 def _literal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    return _weights(q, k, bias).to(v.dtype) @ v
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return scores.softmax(dim=-1)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -104,10 +132,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
     _, height, width, _, _ = k.shape
-    if q.shape[1:3] == k.shape[1:3]:
-        q = _partition(_lay_out(q, window_size, shift, None), window_size)
-    else:
-        q = q.flatten(1, 2).transpose(1, 2).unsqueeze(1)  # (B, 1, heads, N, d): one for all windows
+    q = _query_windows(q, k, window_size, shift)
     k = _lay_out(k, window_size, shift, pad_k)
     v = _lay_out(v, window_size, shift, pad_v)
     padded = k.shape[1:3]
@@ -117,18 +142,32 @@ def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
     out = _join(out, *padded, window_size)
     if shift:
         out = out.roll((shift, shift), dims=(1, 2))
-    return out[:, :height, :width]
+    return out.narrow(1, 0, height).narrow(2, 0, width)
+
+
+def _has_own_queries(q: Tensor, k: Tensor) -> bool:
+    """Whether every token has a query; a map of exactly one window may be taken either way."""
+    return known_equal(q.shape[1], k.shape[1]) and known_equal(q.shape[2], k.shape[2])
+
+
+def _query_windows(q: Tensor, k: Tensor, window_size: int, shift: int) -> Tensor:
+    """(B, windows, heads, N, d), or of a shared query (B, 1, heads, N, d): one for all windows."""
+    if _has_own_queries(q, k):
+        return _partition(_lay_out(q, window_size, shift, None), window_size)
+    return q.flatten(1, 2).transpose(1, 2).unsqueeze(1)
 
 
 def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) -> Tensor:
     """(B, H, W, heads, d) -> the same, padded to whole windows and shifted."""
-    batch, height, width, heads, d = x.shape
-    bottom, right = -height % window_size, -width % window_size
-    fill = x.new_zeros(heads, d) if padding is None else padding.to(x.dtype)
-    if right:
-        x = torch.cat((x, fill.expand(batch, height, right, heads, d)), dim=2)
-    if bottom:
-        x = torch.cat((x, fill.expand(batch, bottom, width + right, heads, d)), dim=1)
+    height, width = x.shape[1:3]
+    bottom, right = (
+        ((side - 1) // window_size + 1) * window_size - side for side in (height, width)
+    )
+    x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
+    if padding is not None:
+        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[1:3])
+        outside = (rows >= height)[:, None] | (columns >= width)
+        x = torch.where(outside[..., None, None], padding.to(x.dtype), x)
     return x.roll((-shift, -shift), dims=(1, 2)) if shift else x
 
 
@@ -173,13 +212,13 @@ def _check(q, k, v, bias, window_size, shift, pad_k, pad_v):
         )
     batch, height, width, heads, d = k.shape
     own, shared = (batch, height, width, heads, d), (batch, window_size, window_size, heads, d)
-    if tuple(q.shape) not in (own, shared):
+    if tuple(q.shape) != (own if _has_own_queries(q, k) else shared):
         raise ValueError(f'q must be {own}, or {shared} for a shared query, got {tuple(q.shape)}')
     if not 0 <= shift < window_size:
         raise ValueError(
             f'shift must be in [0, window_size), got {shift} with window_size {window_size}'
         )
-    if shift and tuple(q.shape) != own:
+    if shift and not _has_own_queries(q, k):
         raise ValueError(
             f'a shared query has no place in shifted windows: got shift {shift} with q {tuple(q.shape)}'
         )

@@ -113,3 +113,34 @@ def _plot_costs(left, right, time, memory, unit: str) -> list[str]:
         axes.grid(alpha=0.3)
     left.legend(frameon=False, fontsize=9)
     return names
+
+
+def plot_memory(records: Mapping[str, Mapping[str, Sequence]], warm_up: int, title: str) -> Figure:
+    """Memory after each iteration of a training, one panel for each model.
+
+    Args:
+        records: name -> ``allocated`` and ``resident``, bytes after each iteration; and ``size``, the (height,
+            width) of its images, of which the area is drawn below.
+        warm_up: iterations in which memory may grow, shaded.
+        title: what was trained.
+    """
+    figure = Figure(figsize=(4 * len(records) + 1, 4.5), dpi=90, layout='constrained')
+    figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(2, len(records), sharex=True, squeeze=False, height_ratios=(3, 1))
+    for (upper, lower), (name, record) in zip(panels.T, records.items(), strict=True):
+        iterations = range(1, len(record['size']) + 1)
+        for i, kind in enumerate(('resident', 'allocated')):
+            values = [value / 2**20 for value in record[kind]]
+            upper.plot(iterations, values, color=f'C{i}', label=f'{kind} (last: {values[-1]:.0f})')
+        upper.set(title=name, ylim=(0, None))
+        upper.legend(loc='lower right', frameon=False, fontsize=9)
+        areas = [height * width / 1000 for height, width in record['size']]
+        lower.plot(iterations, areas, '.', markersize=2, color='0.5')
+        lower.set(xlabel='iteration', ylim=(0, None))
+        for axes in (upper, lower):
+            axes.axvspan(0, warm_up, color='0.93', zorder=0)
+            axes.grid(alpha=0.3)
+            axes.set_xlim(0, len(areas))
+    panels[0, 0].set_ylabel('memory of the process (MiB)')
+    panels[1, 0].set_ylabel('kilopixels')
+    return figure

@@ -24,19 +24,20 @@ class Instances:
     Args:
         labels: class indices (n,).
         boxes: (n, 4) as x1, y1, x2, y2 in pixels.
-        masks: (n, H, W) bool.
+        masks: (n, H, W) bool; None where there are boxes alone.
         scores: (n,) in [0, 1]; annotations have none.
     """
 
     labels: np.ndarray
     boxes: np.ndarray
-    masks: np.ndarray
+    masks: np.ndarray | None = None
     scores: np.ndarray | None = None
 
     def above(self, threshold: float) -> Instances:
         """Those with at least this score."""
         keep = self.scores >= threshold
-        return Instances(self.labels[keep], self.boxes[keep], self.masks[keep], self.scores[keep])
+        masks = None if self.masks is None else self.masks[keep]
+        return Instances(self.labels[keep], self.boxes[keep], masks, self.scores[keep])
 
 
 def plot_predictions(
@@ -98,11 +99,12 @@ def draw_instances(
     axes.imshow(image, interpolation='bilinear', extent=(0, width, height, 0))
     axes.set_axis_off()
     halo = [withStroke(linewidth=3.5, foreground='white')]
-    for i, (label, box, mask) in enumerate(
-        zip(instances.labels, instances.boxes, instances.masks, strict=True)
-    ):
+    for i, (label, box) in enumerate(zip(instances.labels, instances.boxes, strict=True)):
         colour = colours[label]
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        contours = []
+        if instances.masks is not None:
+            mask = instances.masks[i].astype(np.uint8)
+            contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for contour in contours:
             outline = np.concatenate([contour, contour[:1]])[:, 0] + 0.5
             axes.plot(*outline.T, color=colour, linewidth=2, path_effects=halo, zorder=2 + i)

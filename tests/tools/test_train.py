@@ -102,6 +102,16 @@ def test_auto_scale_lr_needs_a_batch_size(run, data, capsys):
     assert 'base_batch_size' in error
 
 
+def test_auto_scale_lr_counts_accumulated_batches(run, data):
+    cfg = run('--auto-scale-lr', '--cfg-options', 'optim_wrapper.accumulative_counts=4')
+    assert cfg.auto_scale_lr.base_batch_size == 16 / 4
+
+
+def test_a_model_spread_over_processes_needs_some(run, data, capsys):
+    error = complaint(run, capsys, config=str(ROOT / 'configs/gcvit/dino_gcvit_l_fsdp_coco.py'))
+    assert 'tools/dist_train.sh' in error
+
+
 # ---- An earlier run
 
 
@@ -164,6 +174,7 @@ def test_resume_auto_survives_what_a_crash_leaves(run, data, work_dir, pointer, 
 TOY_RUN = """
 import os, resource, sys
 import torch
+import train  # of tools/
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.fileio import LocalBackend, register_backend
@@ -181,6 +192,7 @@ class Toy(BaseModel):
     def forward(self, x, mode='tensor'):
         return dict(loss=self.layer(x).mean())
 
+train.let_mmengine_resume()
 written = []
 def put(self, obj, filepath, LocalPut=LocalBackend.put):
     written.append(filepath)
@@ -215,7 +227,7 @@ def test_an_accident_while_saving_keeps_the_last_good_checkpoint(train, accident
             [sys.executable, script, CONFIG, work_dir, *arguments],
             capture_output=True,
             text=True,
-            env=dict(os.environ, PYTHONPATH=str(ROOT)),
+            env=dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tools"}'),
         )
 
     broken = toy(accident)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from mmattn.visualization import plot_growth, plot_learning_curve, plot_scaling
+from mmattn.visualization import (
+    plot_growth,
+    plot_learning_curve,
+    plot_memory,
+    plot_scaling,
+)
 
 
 @pytest.fixture
@@ -72,3 +77,14 @@ def test_growth_says_what_it_shows_and_in_which_units():
     assert [text.get_text() for text in time.get_xticklabels()] == ['64²', '256²']
     np.testing.assert_allclose(memory.lines[0].get_xydata(), [[4096, 1], [65536, 16]])
     np.testing.assert_allclose(time.lines[1].get_ydata(), [0.1, 1.6])
+
+
+def test_memory_has_a_panel_for_each_model_and_mib():
+    record = dict(allocated=[2**20, 2**21], resident=[2**22, 2**22], size=[(100, 200), (64, 1000)])
+    figure = plot_memory(dict(gcvit=record, dat=record), 1, 'two steps')
+    assert [axes.get_title() for axes in figure.axes] == ['gcvit', 'dat', '', '']
+    upper, lower = figure.axes[1], figure.axes[3]
+    labels = [text.get_text() for text in upper.get_legend().texts]
+    assert labels == ['resident (last: 4)', 'allocated (last: 2)']
+    np.testing.assert_allclose(upper.lines[1].get_xydata(), [[1, 1], [2, 2]])
+    np.testing.assert_allclose(lower.lines[0].get_xydata(), [[1, 20], [2, 64]])

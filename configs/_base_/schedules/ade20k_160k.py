@@ -20,5 +20,4 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-# More than one, so that the last good checkpoint is there while the next one is being written.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.training_hooks

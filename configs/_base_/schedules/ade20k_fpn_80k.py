@@ -17,5 +17,4 @@ optim_wrapper = dict(
 )
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=0, end=80000)]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-# More than one, so that the last good checkpoint is there while the next one is being written.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.training_hooks

@@ -14,5 +14,4 @@ optim_wrapper = dict(
         ),
     ),
 )
-# More than one, so that the last good checkpoint is there while the next one is being written.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.training_hooks

@@ -14,5 +14,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
-# More than one, so that the last good checkpoint is there while the next one is being written.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = _base_.training_hooks

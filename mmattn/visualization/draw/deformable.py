@@ -1,0 +1,215 @@
+"""Pictures of deformable attention, as figures 6 and 7 of the DAT paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..capture import Block
+from ..deformable import SamplingPoints, sampling_points, top_keys
+from ..detection import Instances, class_colours, draw_instances
+from ..windows import chosen_window
+from .base import (
+    chosen_heads,
+    entitle,
+    legend,
+    mark_query,
+    outline,
+    panels,
+    row_title,
+    say_in,
+    show,
+)
+
+MAX_ARROWS = 14  # along a side
+GROUP_COLOURS = class_colours(10)
+KEY_COLOUR = '#ffb000'
+POINTS_PER_PERCENT = 24.0  # area of a key's circle, in square points
+
+
+def plot_sampling_points(
+    picture: np.ndarray,
+    blocks: Sequence[Block],
+    model: str,
+    found: Instances | None = None,
+    classes: Sequence[str] = (),
+    head: int | None = None,
+) -> Figure:
+    """Where keys and values are sampled, a panel for each block: points by group, with arrows from their references.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        blocks: with deformable attention.
+        model: its name.
+        found: a detector's predictions, drawn below the points.
+        classes: names of their classes.
+        head: show its group alone; None shows all.
+    """
+    figure, axes = panels(
+        1,
+        len(blocks) + 1,
+        picture.shape[:2],
+        f'{model}: where deformable attention samples the image',
+        'Every query attends to these points. Arrows start at the regular grid and end where the network moved the '
+        'point; each colour is an offset group (some heads). Where there are many points, only some are drawn.',
+        lines=2,
+    )
+    first, *rest = axes[0]
+    show(first, picture, 'image')
+    if found is not None:
+        num = len(found.labels)
+        entitle(first, f'image with {num} predictions' if num else 'image: nothing was detected')
+        draw_instances(first, picture, found, classes, class_colours(len(classes)))
+    shown = set()
+    for panel, block in zip(rest, blocks, strict=True):
+        points = sampling_points(block)
+        groups = range(len(points.positions))
+        if head is not None:
+            groups = [head * len(groups) // block.num_heads]
+        shown.update(groups)
+        show(panel, picture, dim=0.75)
+        step = _arrows(panel, points, groups)
+        rows, columns = points.references.shape[:2]
+        moves = points.positions[list(groups)] - points.references
+        shift = np.linalg.norm(moves, axis=-1).mean()
+        every = '' if step == 1 else f', each {step}th drawn'
+        entitle(
+            panel,
+            f'{block.title.split(" (")[0]}: {rows} × {columns} points{every}\n'
+            f'moved by {shift:.0f} px on average',
+        )
+    handles = [
+        Line2D([], [], color=GROUP_COLOURS[g % 10], marker='o', markersize=4, label=f'group {g}')
+        for g in sorted(shown)
+    ]
+    legend(figure, handles)
+    return figure
+
+
+def plot_top_keys(
+    picture: np.ndarray,
+    blocks: Sequence[Block],
+    query: tuple[float, float],
+    model: str,
+    head: int | None = None,
+    swin: Sequence[Block] = (),
+    num: int = 25,
+) -> Figure:
+    """The keys that one point of the image attends most: a row for each block, circles as large as their weight.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        blocks: with deformable attention.
+        query: (y, x) in pixels.
+        model: its name.
+        head: the only head to show beside all together; None shows the first ones.
+        swin: blocks of a Swin for the same picture; that of the same stage is shown at the right.
+        num: circles in a panel.
+    """
+    heads = [chosen_heads(block.num_heads, head) for block in blocks]
+    columns = 1 + max(map(len, heads)) + bool(swin)
+    figure, axes = panels(
+        len(blocks),
+        columns,
+        picture.shape[:2],
+        f'{model}: the {num} keys that the point at y {int(query[0])}, x {int(query[1])} attends most',
+        'The star is the chosen point; each circle is a sampled key, its area the share of the attention that it gets'
+        + ('. At the right the window in which Swin looks from the same point.' if swin else '.'),
+    )
+    for row, block, some in zip(axes, blocks, heads, strict=True):
+        keys = top_keys(block, block.token(*query), num)
+        weights = keys.weights / len(keys.weights)
+        best = np.argsort(weights, axis=None)[::-1][:num]
+        all_heads = keys.points.reshape(-1, 2)[best], weights.flatten()[best]
+        shown = {'all heads together': all_heads}
+        shown |= {f'head {h}': (keys.points[h], keys.weights[h]) for h in some}
+        row_title(row[0], f'stage {block.stage}, block {block.index}')
+        for panel, (whose, (points, shares)) in zip(row, shown.items(), strict=False):
+            show(panel, picture, f'{whose}: {100 * shares.sum():.0f} % of the attention', dim=0.75)
+            _circles(panel, points, shares)
+            mark_query(panel, *query)
+        for panel in row[len(shown) : columns - bool(swin)]:
+            say_in(panel, f'{block.num_heads} heads in this stage')
+        if swin:
+            _swin_panel(row[-1], picture, block.stage, swin, query, num)
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle='',
+            marker='o',
+            markersize=(POINTS_PER_PERCENT * percent) ** 0.5,
+            markerfacecolor='none',
+            markeredgecolor=KEY_COLOUR,
+            label=f'{percent} %',
+        )
+        for percent in (1, 5, 20)
+    ]
+    legend(
+        figure,
+        handles,
+        labelspacing=1.4,
+        title='of the\nattention',
+        title_fontsize=8,
+    )
+    return figure
+
+
+def _arrows(panel: Axes, points: SamplingPoints, groups: Sequence[int]) -> int:
+    """Draw points and their arrows, of each n-th row and column; return n."""
+    step = max(1, -(-max(points.references.shape[:2]) // MAX_ARROWS))
+    thin = (slice(step // 2, None, step), slice(step // 2, None, step))
+    references = points.references[thin].reshape(-1, 2)
+    for group in groups:
+        ends = points.positions[group][thin].reshape(-1, 2)
+        colour = GROUP_COLOURS[group % 10]
+        panel.quiver(
+            *references.T,
+            *(ends - references).T,
+            color=colour,
+            angles='xy',
+            scale_units='xy',
+            scale=1,
+            width=0.004,
+            headwidth=4,
+            alpha=min(0.9, 0.2 + 2 / len(groups)),
+        )
+        panel.scatter(*ends.T, s=7, color=colour, edgecolor='black', linewidth=0.3, zorder=5)
+    return step
+
+
+def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray) -> None:
+    panel.scatter(
+        *points.T,
+        s=POINTS_PER_PERCENT * 100 * shares,
+        facecolor=[(1, 0.69, 0, 0.25)],
+        edgecolor=KEY_COLOUR,
+        linewidth=1.1,
+    )
+
+
+def _swin_panel(panel, picture, stage, swin, query, num) -> None:
+    same = [block for block in swin if block.stage == stage]
+    if not same:
+        say_in(panel, f'Swin has no stage {stage}')
+        return
+    block = same[-1]
+    window = chosen_window(block, block.token(*query))
+    shares = window.weights.mean(0)
+    # What the shift brought here from opposite borders is masked.
+    reached = shares > 0
+    spans = window.rows[reached.any(1)], window.columns[reached.any(0)]
+    best = np.argsort(shares, axis=None)[::-1][:num]
+    rows, columns = np.unravel_index(best, shares.shape)
+    points = np.stack([window.columns[columns], window.rows[rows]], 1)
+    shares = shares.flatten()[best]
+    show(panel, picture, f'Swin, {block.kind} window: {100 * shares.sum():.0f} %', dim=0.75)
+    _circles(panel, (points + 0.5) * block.stride, shares)
+    outline(
+        panel, *((span.min() * block.stride, (span.max() + 1) * block.stride) for span in spans)
+    )
+    mark_query(panel, *query)

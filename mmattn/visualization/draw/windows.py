@@ -1,0 +1,135 @@
+"""Pictures of window attention, as in section 5 of the GC ViT paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from ..capture import Block
+from ..windows import chosen_window, received_attention
+from .base import (
+    chosen_heads,
+    colour_bar,
+    heat,
+    mark_query,
+    outline,
+    panels,
+    row_title,
+    say_in,
+    show,
+)
+
+
+def plot_received_attention(
+    picture: np.ndarray, blocks: Sequence[Block], model: str, head: int | None = None
+) -> Figure:
+    """Which tokens of their windows are looked at: a row for each block, the mean of its heads and some heads.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        blocks: with window attention.
+        model: its name.
+        head: the only head to show beside the mean; None shows the first ones.
+    """
+    heads = [chosen_heads(block.num_heads, head) for block in blocks]
+    columns = 2 + max(map(len, heads))
+    kind = blocks[0].kind
+    who = 'the global query attends' if kind == 'global' else 'the tokens of its window attend'
+    figure, axes = panels(
+        len(blocks),
+        columns,
+        picture.shape[:2],
+        f'{model}: attention of {kind} blocks over the image',
+        f'How much {who} to a token, over what it would be if all tokens of the window got the same: 1 is average, '
+        'bright is looked at most. White lines: the windows.',
+    )
+    for row, block, some in zip(axes, blocks, heads, strict=True):
+        received = received_attention(block)
+        maps = {f'mean of {block.num_heads} heads': received.mean(0)}
+        maps |= {f'head {h}': received[h] for h in some}
+        if block.num_heads == 1:
+            maps = {'the only head': received[0]}
+        scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 2))
+        show(row[0], picture, f'image, windows of {block.module.window_size} tokens')
+        _window_grid(row[0], picture, block)
+        row_title(row[0], f'stage {block.stage}, block {block.index}')
+        for panel, (name, values) in zip(row[1:], maps.items(), strict=False):
+            heat(panel, picture, values, block.stride, scale, name)
+        for panel in row[1 + len(maps) :]:
+            say_in(panel, f'{block.num_heads} head{"s" * (block.num_heads > 1)} in this stage')
+        colour_bar(row[-1], scale, 'times the average')
+    return figure
+
+
+def plot_chosen_window(
+    picture: np.ndarray,
+    blocks: Sequence[Block],
+    query: tuple[float, float],
+    model: str,
+    head: int | None = None,
+) -> Figure:
+    """One window a block: what a point of the image attends in it, and what all its points do on average.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        blocks: with window attention, one row each.
+        query: (y, x) in pixels.
+        model: its name.
+        head: whose attention; None takes the mean of all heads.
+    """
+    figure, axes = panels(
+        len(blocks),
+        3,
+        (3, 4),
+        f'{model}: attention in the window around y {int(query[0])}, x {int(query[1])}, '
+        + ('mean of heads' if head is None else f'head {head}'),
+        'Left: the window (frame) that holds the chosen point (star). Middle and right: that window alone; bright '
+        'tokens get most attention. A global block asks with one query for the whole image, so its star only picks '
+        "the query's place in the window.",
+    )
+    for row, block in zip(axes, blocks, strict=True):
+        stride, token = block.stride, block.token(*query)
+        window = chosen_window(block, token)
+        shares = [w.mean(0) if head is None else w[head] for w in window[2:]]
+        scale = Normalize(0, 100 * max(share.max() for share in shares))
+        show(row[0], picture, block.title)
+        mark_query(row[0], *query)
+        spans = [_spans(window.rows, stride), _spans(window.columns, stride)]
+        for rows in spans[0]:
+            for columns in spans[1]:
+                outline(row[0], rows, columns)
+        if len(spans[0]) > 1 or len(spans[1]) > 1:
+            for panel in row[1:]:
+                say_in(
+                    panel, 'The shift has joined this window\nfrom opposite borders of the image.'
+                )
+            continue
+        (top, bottom), (left, right) = spans[0][0], spans[1][0]
+        names = ('attention of the chosen point', 'mean attention of all points')
+        for panel, share, name in zip(row[1:], shares, names, strict=True):
+            values = np.zeros(block.size)
+            values[np.ix_(window.rows, window.columns)] = 100 * share
+            heat(panel, picture, values, stride, scale, name)
+            panel.set(xlim=(left, right), ylim=(bottom, top))
+        mark_query(row[1], *query)
+        colour_bar(row[-1], scale, "% of the window's attention")
+    return figure
+
+
+def _spans(places: np.ndarray, stride: int) -> list[tuple[float, float]]:
+    """Runs of neighbouring tokens, in pixels."""
+    cuts = np.flatnonzero(np.diff(places) != 1) + 1
+    return [(run[0] * stride, (run[-1] + 1) * stride) for run in np.split(places, cuts)]
+
+
+def _window_grid(axes, picture: np.ndarray, block: Block) -> None:
+    side = block.module.window_size * block.stride
+    height, width = picture.shape[:2]
+    shift = getattr(block.module, 'shift', 0) * block.stride
+    for y in range(shift or side, height, side):
+        axes.axhline(y, color='white', linewidth=0.6)
+    for x in range(shift or side, width, side):
+        axes.axvline(x, color='white', linewidth=0.6)

@@ -1,0 +1,112 @@
+"""A training hook that shows, at every evaluation, where the model looks."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from .capture import Capture, capture, find_backbone
+from .detection import Instances
+from .draw.maps import plot_features
+from .pictures import Choice, attention_pictures
+
+
+@HOOKS.register_module()
+class AttentionHook(Hook):
+    """Writes pictures of attention and of features to the Runner's visualizers, whatever backends these have.
+
+    The pictures are those of :mod:`mmattn.visualization.pictures`, of the first images of every evaluation (the
+    first image of each of the first batches), with ``attention_<picture>_<number>`` as their names.
+
+    Args:
+        num_images: how many batches give an image.
+        interval: evaluations from one to the next that is shown.
+        stage: the only stage to show; None shows all.
+        head: the only head to show beside the mean; None shows the first ones.
+        score_thr: detections of a lower score are left out.
+
+    Raises:
+        ValueError: an argument is out of range; at the first evaluation, the stage or the head is not there.
+        TypeError: at the first evaluation, the model has no backbone that can be looked into.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        num_images: int = 1,
+        interval: int = 1,
+        stage: int | None = None,
+        head: int | None = None,
+        score_thr: float = 0.5,
+    ):
+        for name, value in (('num_images', num_images), ('interval', interval)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} must be a positive integer, got {value!r}')
+        self.num_images = num_images
+        self.interval = interval
+        self.choice = Choice(stage=stage, head=head, threshold=score_thr)
+        self.evaluations = 0
+        self._watching = ExitStack()
+        self._seen: Capture | None = None
+
+    def _before_epoch(self, runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self.evaluations += 1
+
+    def _before_iter(self, runner, batch_idx: int, data_batch=None, mode: str = 'train') -> None:
+        due = (self.evaluations - 1) % self.interval == 0
+        if mode != 'train' and due and batch_idx < self.num_images and is_main_process():
+            self._seen = self._watching.enter_context(capture(runner.model))
+
+    def _after_iter(
+        self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train'
+    ) -> None:
+        if self._seen is None or mode == 'train':
+            return
+        seen, self._seen = self._seen, None
+        self._watching.close()
+        picture = _picture(data_batch['inputs'][0])
+        found = _found(outputs[0], picture)
+        found = found and found.above(self.choice.threshold)
+        name = type(find_backbone(runner.model)).__name__
+        classes = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
+        if classes is None and found is not None:
+            classes = [str(label) for label in range(int(found.labels.max(initial=0)) + 1)]
+        pictures = attention_pictures(picture, seen, name, self.choice, found, classes or ())
+        pictures['features'] = lambda: plot_features(picture, seen.features, seen.input_size, name)
+        with torch.no_grad():
+            for kind, draw in pictures.items():
+                runner.visualizer.add_image(
+                    f'attention_{kind}_{batch_idx}', rendered(draw()), runner.iter
+                )
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """A figure as uint8 RGB (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _picture(inputs: Tensor) -> np.ndarray:
+    """An image as the test pipeline packs it, (3, H, W) BGR -> uint8 RGB (H, W, 3)."""
+    return inputs.permute(1, 2, 0).cpu().numpy()[..., ::-1].clip(0, 255).astype(np.uint8).copy()
+
+
+def _found(result, picture: np.ndarray) -> Instances | None:
+    """A detector's boxes in the pixels of the picture; mmdet gives those of the file."""
+    if 'pred_instances' not in result:
+        return None
+    found = result.pred_instances.cpu().numpy()
+    height, width = result.metainfo.get('ori_shape', picture.shape)[:2]
+    scale = np.array([picture.shape[1] / width, picture.shape[0] / height] * 2)
+    return Instances(found.labels, found.bboxes * scale, scores=found.scores)

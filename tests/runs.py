@@ -1,0 +1,42 @@
+"""Running the tools in this process, which has imported everything already, and reading what they leave."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.registry import DefaultScope
+from mmengine.utils import ManagerMixin
+
+TOOLS = Path(__file__).parents[1] / 'tools'
+
+
+def run_tool(name, *arguments):
+    """``python tools/NAME.py ARGUMENTS``."""
+    # Loggers, message hubs and visualizers outlive a Runner.
+    for kind in ManagerMixin.__subclasses__():
+        _forget(kind)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [str(TOOLS / f'{name}.py'), *map(str, arguments)])
+        patch.syspath_prepend(str(TOOLS))
+        try:
+            runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
+        finally:
+            DefaultScope._instance_dict.clear()
+
+
+def _forget(kind):
+    kind._instance_dict.clear()
+    for child in kind.__subclasses__():
+        _forget(child)
+
+
+def scalars(work_dir):
+    """What was logged in the newest run: training steps, evaluations."""
+    newest = max(Path(work_dir).glob('*/vis_data/scalars.json'), key=lambda p: p.stat().st_mtime)
+    lines = [json.loads(line) for line in newest.read_text().splitlines()]
+    steps = [line for line in lines if 'loss' in line]
+    assert all(math.isfinite(line['loss']) for line in steps)
+    return steps, [line for line in lines if 'loss' not in line]

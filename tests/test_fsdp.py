@@ -1,0 +1,27 @@
+"""What is sharded as a unit; tests/test_main_job.py trains so on two processes."""
+
+import pytest
+import torch
+
+from mmattn.backbones import DAT, GCViT, QuadTree
+from mmattn.fsdp import wrap_blocks
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'arguments', 'count'),
+    [
+        (GCViT, dict(arch='xxtiny'), 2 + 2 + 6 + 2),
+        (DAT, dict(arch='tiny'), 4),
+        (QuadTree, dict(arch='b0'), 2 + 2 + 2 + 2),
+    ],
+)
+def test_units_hold_nearly_all_and_not_each_other(backbone, arguments, count):
+    """A unit's parameters are there within its own forward alone: what a stage lends out is not in one."""
+    with torch.device('meta'):
+        model = backbone(**arguments)
+    assert all(wrap_blocks(module, True, 0) for module in model.modules())
+    units = [module for module in model.modules() if wrap_blocks(module, False, 0)]
+    held = [p for unit in units for p in unit.parameters()]
+    assert len(units) == count
+    assert len({id(p) for p in held}) == len(held)
+    assert sum(p.numel() for p in held) > 0.6 * sum(p.numel() for p in model.parameters())

@@ -1,0 +1,44 @@
+"""The soak's measure and verdict; tests/test_reliability.py has a short watch over the backbones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MIB = 2**20
+
+
+@pytest.fixture
+def tool(load_tool, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'tools'))
+    return load_tool('soak')
+
+
+def record(allocated, resident):
+    return dict(allocated=allocated, resident=resident, size=[(64, 64 + i % 7) for i in range(200)])
+
+
+def noise(level):
+    return list(500 * MIB + level * MIB * np.random.default_rng(0).standard_normal(200))
+
+
+@pytest.mark.parametrize('name', ['allocated', 'resident'])
+def test_a_grid_kept_for_each_size_is_found(tool, name, capsys):
+    """Also among what sizes make of memory by themselves; growth in the warm-up is none."""
+    start = [value / 2 for value in noise(3)[:50]]
+    steady = start + noise(3)[50:]
+    assert tool.report('gcvit', record(steady, steady), 50)
+    assert 'gcvit: 7 sizes' in capsys.readouterr().out
+    grid, layers = 56 * 56 * 2 * 4, 5
+    growing = [value + i * layers * grid for i, value in enumerate(steady)]
+    records = dict(allocated=steady, resident=steady) | {name: growing}
+    assert not tool.report('gcvit', record(**records), 50)
+    assert 'GROWS' in capsys.readouterr().out
+
+
+def test_both_measures_see_what_is_held(tool):
+    before = tool.allocated(), tool.resident()
+    held = np.ones(32 * MIB // 8)
+    after = tool.allocated(), tool.resident()
+    for earlier, later in zip(before, after, strict=True):
+        assert later - earlier == pytest.approx(held.nbytes, rel=0.1)
