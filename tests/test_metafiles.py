@@ -20,8 +20,9 @@ METRICS = {
     'mIoU': r'\(published\): (\d+(?:\.\d+)?)(?= mIoU| single scale)',
     'mIoU(ms)': r'(\d+(?:\.\d+)?) multi-scale mIoU',
 }
-# No models of ours: the demos, other test sets for a classifier, a baseline of mmdet's.
-NO_MODEL = r'demo_|imagenetv2|pvtv2'
+# No models of ours: the demos, other test sets for a classifier, another way to train the same model, a baseline
+# of mmdet's.
+NO_MODEL = r'demo_|imagenetv2|fsdp|pvtv2'
 
 
 @pytest.fixture(autouse=True)
