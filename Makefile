@@ -12,7 +12,7 @@ PACKED := pyproject.toml MANIFEST.in Makefile README.md LICENSE $(wildcard *.py 
 BUILT := dist/built-$(firstword $(shell echo $(PACKED) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-upstream wheel lint format clean
+.PHONY: help setup demo test test-upstream wheel docs lint format clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,7 +48,14 @@ test-upstream: wheel ## Test the wheel beside OpenMMLab's own releases, in an en
 	cd $(AWAY) && rm -rf mmattn configs tools model-index.yml
 	ln -s $(CURDIR)/$(UPSTREAM)/lib/python3*/site-packages/mmattn/.mim/* $(AWAY)
 	cd $(AWAY) && $(CURDIR)/$(UPSTREAM)/bin/python -m pytest tests --installed=$$(echo $(CURDIR)/dist/*.whl) \
-	    --ignore=tests/test_setup_env.py --ignore=tests/test_distributions.py --ignore=tests/ops
+	    --ignore=tests/test_setup_env.py --ignore=tests/test_distributions.py --ignore=tests/ops \
+	    --ignore=tests/docs
+
+docs: setup ## Write the pages that are made from other files, and build the site into site/
+	$(VENV)/python docs/generate/model_zoo.py
+	$(VENV)/python docs/generate/troubleshooting.py
+	$(VENV)/python -m mkdocs build
+	@echo 'open site/index.html'
 
 lint: setup ## Check style, change nothing
 	$(VENV)/ruff check .
@@ -59,4 +66,4 @@ format: setup ## Mend style
 	$(VENV)/ruff format .
 
 clean: ## Remove the environment and what was built; work_dirs stays
-	rm -rf .venv .venv-upstream build dist *.egg-info mmattn/.mim .pytest_cache .ruff_cache
+	rm -rf .venv .venv-upstream build dist site *.egg-info mmattn/.mim .pytest_cache .ruff_cache

@@ -17,8 +17,8 @@ import mmattn
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('mmattn', 'configs', 'docs', 'tests', 'tools')
 FILES = (
-    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'model-index.yml'),
-    *('pyproject.toml', 'setup.py'),
+    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'mkdocs.yml'),
+    *('model-index.yml', 'pyproject.toml', 'setup.py'),
 )
 # What work leaves in a tree; none of it may be packed.
 LEFTOVERS = (
@@ -133,4 +133,4 @@ def test_the_wheel_is_for_every_python_and_names_both_stacks(wheel):
     information = f'mmattn-{mmattn.__version__}.dist-info'
     metadata = message_from_bytes(wheel.read(f'{information}/METADATA'))
     assert metadata['Requires-Python'] == '>=3.10'
-    assert metadata.get_all('Provides-Extra') == ['onedl', 'openmmlab', 'dev', 'viz']
+    assert {'onedl', 'openmmlab'} <= set(metadata.get_all('Provides-Extra'))

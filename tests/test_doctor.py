@@ -9,64 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from doctor_cases import GPU_TORCH, HEALTHY, NO_OPERATORS, facts, upstream
 
 import mmattn
-from mmattn.doctor import Facts, Import, examine, installed, try_import
+from mmattn.doctor import Import, examine, installed, try_import
 
 ROOT = Path(__file__).resolve().parent.parent
-
-HEALTHY = Facts(
-    python='3.11.7',
-    imports={
-        'torch': Import(json.dumps({'version': '2.13.0+cpu', 'cuda': None, 'gpus': []})),
-        'numpy': Import('2.2.6'),
-        'cv2': Import('4.12.0'),
-        'torchvision': Import('0.28.0'),
-        'mmengine': Import('0.10.12'),
-        'mmcv': Import('2.3.6'),
-        'mmcv.ops': Import('not available'),
-        'mmdet': Import('3.5.1'),
-        'mmseg': Import('1.4.2'),
-        'mmpretrain': Import('1.3.6'),
-        'mmattn': Import('/somewhere/mmattn/__init__.py'),
-        'mmattn.ops': Import(json.dumps({'cpu': '', 'cuda': 'this torch is a CPU build'})),
-    },
-    distributions={
-        'onedl-mmengine': '0.10.12',
-        'onedl-mmcv': '2.3.6',
-        'onedl-mmdetection': '3.5.1',
-        'onedl-mmsegmentation': '1.4.2',
-        'onedl-mmpretrain': '1.3.6',
-        'mmattn': '0.1.0',
-    },
-    editable=True,
-    compiler='/usr/bin/c++',
-)
-UPSTREAM = {
-    'mmengine': '0.10.7',
-    'mmcv': '2.1.0',
-    'mmdet': '3.3.0',
-    'mmsegmentation': '1.2.2',
-    'mmpretrain': '1.2.0',
-}
-GPU_TORCH = Import(json.dumps({'version': '2.13.0', 'cuda': '13.0', 'gpus': ['NVIDIA H200']}))
-NO_OPERATORS = Import(error="ModuleNotFoundError: No module named 'mmcv._ext'")
-
-
-def facts(imports=None, distributions=None, **changes):
-    """A healthy environment but for what is given; a distribution of None is not installed."""
-    versions = HEALTHY.distributions | (distributions or {})
-    return replace(
-        HEALTHY,
-        imports=HEALTHY.imports | (imports or {}),
-        distributions={name: version for name, version in versions.items() if version},
-        **changes,
-    )
-
-
-def upstream(imports=None, **changes):
-    """The same with OpenMMLab's own releases."""
-    return facts(imports, dict.fromkeys(HEALTHY.distributions) | UPSTREAM | changes)
 
 
 def look(environment, name):

@@ -1,4 +1,4 @@
-"""The metafiles say what the configs, the models and the README say; sizes are in test_configs.py."""
+"""The metafiles say what the configs and the models say; sizes are in test_configs.py."""
 
 import re
 
@@ -20,8 +20,9 @@ METRICS = {
     'mIoU': r'\(published\): (\d+(?:\.\d+)?)(?= mIoU| single scale)',
     'mIoU(ms)': r'(\d+(?:\.\d+)?) multi-scale mIoU',
 }
-# No models of ours: the demos, other test sets for a classifier, a baseline of mmdet's.
-NO_MODEL = r'demo_|imagenetv2|pvtv2'
+# No models of ours: the demos, other test sets for a classifier, another way to train the same model, a baseline
+# of mmdet's.
+NO_MODEL = r'demo_|imagenetv2|fsdp|pvtv2'
 
 
 @pytest.fixture(autouse=True)
@@ -109,63 +110,3 @@ def test_the_weights_licence_is_named():
     }
     assert licences.keys() == {'GCViT', 'DAT', 'DAT++', 'QuadTree'}
     assert licences['GCViT'].startswith('CC BY-NC-SA 4.0')
-
-
-# ---- The README's two tables
-
-
-def rows(first_cell_of_head, columns):
-    """The cells of the table whose head begins so, with as many columns."""
-    lines = iter((ROOT / 'README.md').read_text().splitlines())
-    for line in lines:
-        if line.startswith(f'| {first_cell_of_head} |') and line.count('|') == columns + 1:
-            break
-    next(lines)
-    for line in lines:
-        if not line.startswith('|'):
-            return
-        yield [cell.strip() for cell in line.strip('|').split('|')]
-
-
-def configs_of(cell):
-    """`dat/x_{s,t}.py` and `quadtree/x_b*.py` are several."""
-    cell = cell.strip('`')
-    if '*' in cell:
-        return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob(cell))
-    if braces := re.search(r'\{(.*)\}', cell):
-        return [cell.replace(braces[0], part) for part in braces[1].split(',')]
-    return [cell]
-
-
-def test_readme_classifiers():
-    found = list(rows('model', 7))
-    names = [configs_of(row[-1])[0] for row in found]
-    assert sorted(names) == sorted(n for n in ENTRIES if re.match(r'\w+/\w+_imagenet\.py', n))
-    for row, name in zip(found, names, strict=True):
-        metadata = ENTRIES[name]['Metadata']
-        _, accuracy, parameters, counted_parameters, flops, counted_flops, _ = row
-        assert float(accuracy) == results(ENTRIES[name])['Top 1 Accuracy']
-        assert counted_parameters == f'{metadata["Parameters"] / 1e6:.2f}'
-        assert counted_flops == f'{metadata["FLOPs"] / 1e9:.2f}'
-        for published, key in ((parameters, 'Parameters (M)'), (flops, 'FLOPs (G)')):
-            stated = metadata.get(f'Published {key}')
-            assert stated is None or published == str(stated)
-
-
-def test_readme_detectors_and_segmentors():
-    told = {}
-    for _, result, parameters, flops, configs in rows('model', 5):
-        configs = configs_of(configs)
-        figures = [None] * len(configs) if result == 'not published' else result.split(', ')
-        for name, figure in zip(configs, figures, strict=True):
-            told[name] = [float(part) for part in figure.split(' / ')] if figure else []
-            metadata = ENTRIES[name]['Metadata']
-            assert parameters == str(metadata.get('Published Parameters (M)', ''))
-            assert flops == str(metadata.get('Published FLOPs (G)', ''))
-    single_scale = {
-        name: [value for metric, value in results(entry).items() if metric != 'mIoU(ms)']
-        for name, entry in ENTRIES.items()
-        if not name.endswith('imagenet.py')
-    }
-    assert {name: single_scale[name] for name in told} == told
-    assert {name for name, values in single_scale.items() if values} <= told.keys()

@@ -1,0 +1,170 @@
+"""Links lead somewhere, pages that are made from other files are up to date, and the site builds."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import doctor_cases
+import model_zoo
+import pytest
+import troubleshooting
+from pages import PAGES, ROOT, anchors, links, read
+
+from mmattn import doctor
+from tools.setup_env import HINTS
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links(page):
+    for link in links(page):
+        if link.startswith(('http://', 'https://')):
+            continue
+        path, _, anchor = link.partition('#')
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if page.startswith('docs/'):
+            assert target.is_relative_to(ROOT / 'docs'), f'{link} is not part of the site'
+        if anchor:
+            assert anchor in anchors(target.resolve().relative_to(ROOT)), link
+
+
+def test_links_are_seen(monkeypatch):
+    text = '# A `b` c\n[x](y.md#z) `[no](code)`\n\n    [no](block)\n\n![p](q.png)\n## A `b` c\n'
+    monkeypatch.setattr('pages.read', lambda page: text)
+    assert links('any') == ['y.md#z', 'q.png']
+    assert anchors('any') == ['a-b-c', 'a-b-c-1']
+
+
+# ---- Made from other files
+
+
+@pytest.mark.parametrize('module', [model_zoo, troubleshooting])
+def test_made_pages_are_up_to_date(module):
+    assert module.PAGE.read_text() == module.page(), 'run `make docs` and commit what it writes'
+
+
+def test_the_readmes_table_is_up_to_date():
+    assert read('README.md') == model_zoo.with_summary(read('README.md')), 'run `make docs`'
+
+
+def told_path(model):
+    return model['Config'].removeprefix('configs/')
+
+
+def test_the_model_zoo_has_every_model():
+    models = [model for _, models in model_zoo.collections() for model in models]
+    told = re.findall(r'\| `(\S+\.py)` \|$', read('docs/model_zoo.md'), re.MULTILINE)
+    assert sorted(told) == sorted(map(told_path, models))
+    rows = read('docs/model_zoo.md').splitlines()
+    for model in models:
+        (row,) = [row for row in rows if row.endswith(f'| `{told_path(model)}` |')]
+        for value in model_zoo.results(model).values():
+            assert f'| {value:.1f} |' in row
+
+
+@pytest.mark.parametrize(
+    ('name', 'title'),
+    [
+        ('cascade_mask_rcnn_dat_spp_3x_coco', 'Cascade Mask R-CNN, DAT-S++, 3x'),
+        ('gcvit_l_384_imagenet', 'GC ViT-L, 384 x 384'),
+        ('dino_quadtree_b2_12e_coco', 'DINO, QuadTree-b2, 12 epochs'),
+    ],
+)
+def test_titles(name, title):
+    assert model_zoo.title({'Name': name}) == title
+
+
+def test_every_problem_that_the_doctor_knows_is_on_the_page():
+    """Each place where it makes a check that is not 'ok' is reached by one of the cases."""
+    source, first = inspect.getsourcelines(doctor)
+    problems = {}
+    for node in ast.walk(ast.parse(''.join(source))):
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'Check':
+            state = node.args[1]
+            if not (isinstance(state, ast.Constant) and state.value == 'ok'):
+                problems[node.lineno] = range(node.lineno, node.end_lineno + 1)
+    assert len(problems) > 20 and first == 0
+
+    reached = set()
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != doctor.__file__:
+            return None
+        if event == 'line':
+            reached.add(frame.f_lineno)
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        for _, name, environment in doctor_cases.CASES:
+            troubleshooting.look(environment, name)
+    finally:
+        sys.settrace(previous)
+    missing = [line for line, lines in problems.items() if not reached & set(lines)]
+    assert not missing, f'no case in docs/generate/doctor_cases.py for doctor.py, lines {missing}'
+
+
+def test_cases_are_what_their_titles_say():
+    titles = [title for title, *_ in doctor_cases.CASES]
+    assert len(set(titles)) == len(titles)
+    for title, name, environment in doctor_cases.CASES:
+        check = troubleshooting.look(environment, name)
+        known_to_be_fine = title == 'torchvision was built for another torch'
+        assert (check.state == 'ok') == known_to_be_fine
+        assert bool(check.mend) != known_to_be_fine
+
+
+def test_every_hint_of_the_set_up_is_on_the_page():
+    told = [troubleshooting.hint(log) for log in troubleshooting.FAILED_STEPS]
+    assert told == [advice for _, advice in HINTS]
+
+
+# ---- The site
+
+
+class Resources(HTMLParser):
+    """What a page loads, and paragraphs that were meant to be lists or tables."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.run_in, self.in_paragraph = [], [], False
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag in ('script', 'img', 'iframe', 'source'):
+            self.loaded.append(attributes.get('src') or '')
+        elif tag == 'link':
+            self.loaded.append(attributes.get('href') or '')
+        self.in_paragraph = tag == 'p' or (self.in_paragraph and tag in ('code', 'a', 'strong'))
+
+    def handle_data(self, data):
+        if self.in_paragraph and re.search(r'^(- |\d+\. |\|)', data, re.MULTILINE):
+            self.run_in.append(data)
+
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The built site; strict, as mkdocs.yml says: a warning ends it."""
+    folder = tmp_path_factory.mktemp('site')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site):
+    names = {page.removeprefix('docs/') for page in PAGES if page.startswith('docs/')}
+    pages = {name.replace('README', 'index').replace('.md', '.html') for name in names}
+    assert pages <= {path.name for path in site.glob('*.html')}
+    assert not list(site.rglob('*.py'))
+    for path in site.glob('*.html'):
+        parser = Resources()
+        parser.feed(path.read_text())
+        assert not [name for name in parser.loaded if '//' in name], path.name
+        assert not parser.run_in, f'{path.name}: a list or table needs an empty line before it'
+    for path in site.rglob('*.css'):
+        assert not re.search(r'url\(["\']?(https?:)?//', path.read_text()), path.name
