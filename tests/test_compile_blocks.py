@@ -34,9 +34,9 @@ FAMILIES = {
 
 @pytest.fixture
 def counter(monkeypatch):
-    """Counts what is compiled; the compiled programs run their operators one by one."""
+    """Counts what is compiled; the programs run their operators one by one, which test_operators.py compiles."""
     torch._dynamo.reset()
-    counter = CompileCounterWithBackend('aot_eager')
+    counter = CompileCounterWithBackend('eager')
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=counter))
     base._compiled_call.cache_clear()
     yield counter

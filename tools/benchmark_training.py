@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from benchmark import peak_memory, processor
+from _measuring import peak_memory, processor
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 
