@@ -20,6 +20,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS
 
@@ -141,6 +142,7 @@ def add_options(parser) -> None:
 def run(args, machine, about: str):
     """Measures the chosen detectors: rows for the JSON file, a chart, and the last sentence."""
     register_all_modules()
+    MMLogger.get_current_instance().setLevel('WARNING')  # a line for each parameter, otherwise
     chosen = choose(DETECTORS, args.only)
     with tempfile.TemporaryDirectory() as folder:
         if args.coco is None:
