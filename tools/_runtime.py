@@ -41,6 +41,15 @@ def add_options(parser):
     """The options that mmdet's train.py and test.py have in common."""
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='where logs and checkpoints go [work_dirs/<config>]')
+    add_cfg_options(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes it; torchrun sets the environment variable itself.
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by launchers'
+    )
+
+
+def add_cfg_options(parser):
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -49,11 +58,6 @@ def add_options(parser):
         metavar='KEY=VALUE',
         help='override the config, for example train_dataloader.batch_size=1 key=a,b '
         'key="[(a,b),(c,d)]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torch.distributed.launch passes it; torchrun sets the environment variable itself.
-    parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help='set by launchers'
     )
 
 

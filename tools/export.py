@@ -16,8 +16,8 @@ import warnings
 from pathlib import Path
 
 import torch
-from _runtime import stop
-from mmengine.config import Config, DictAction
+from _runtime import add_cfg_options, stop
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -48,14 +48,7 @@ def parse_args():
     parser.add_argument(
         '--opset', type=int, default=20, help=f'of ONNX, from {MIN_OPSET} on [%(default)s]'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override the config',
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

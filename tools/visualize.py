@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _runtime import stop
-from mmengine.config import Config, DictAction
+from _runtime import add_cfg_options, stop
+from mmengine.config import Config
 from mmengine.device import get_device
 from PIL import Image
 from tqdm import tqdm
@@ -68,14 +68,7 @@ def parse_args():
         help='QuadTree: look from each image into this one, too',
     )
     parser.add_argument('--device', default=get_device(), help='where the model runs')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override the config',
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
