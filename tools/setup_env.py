@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD_TOOLS = ['pip>=24', 'wheel', 'ninja']
 TORCH = 'torch==2.13.0'
 TORCHVISION = 'torchvision==0.28.0'
+MIM = 'openmim==0.3.9'
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def fingerprint(venv, stack, wheel=None, root=ROOT):
         installed = [root / 'pyproject.toml', root / 'setup.py']
         installed += sorted((root / 'mmattn/ops/csrc').rglob('*.*'))
     digest = hashlib.sha256()
-    for part in (BUILD_TOOLS, TORCH, TORCHVISION, stack, STACKS[stack], root, venv):
+    for part in (BUILD_TOOLS, TORCH, TORCHVISION, MIM, stack, STACKS[stack], root, venv):
         digest.update(f'{part}\0'.encode())
     for path in installed:
         digest.update(path.read_bytes() + b'\0')
@@ -296,12 +297,14 @@ def install(venv, extra, wheel=None):
     if wheel:
         # pip would leave alone another wheel of the same version.
         step(f'mmattn from {wheel.name}', pip('--force-reinstall', '--no-deps', wheel))
-        step('what mmattn needs, and what tests it', pip(f'{wheel}[{extra},dev,viz,export]'))
+        step('what mmattn needs, and what tests it', pip(f'{wheel}[{extra},dev,viz,export]', TORCH))
     else:
         step(
             'mmattn with compiled operators (some minutes), and what develops it',
-            pip('--no-build-isolation', '-e', f'{ROOT}[{extra},dev,viz,export]'),
+            pip('--no-build-isolation', '-e', f'{ROOT}[{extra},dev,viz,export]', TORCH),
         )
+    # It asks for openxlab, which asks for a setuptools that torch is too new for.
+    step('mim', pip('--no-deps', MIM))
     step('python -m mmattn.doctor', [environment.python, '-m', 'mmattn.doctor'])
 
 
