@@ -30,8 +30,11 @@ def main() -> None:
     try:
         content, label = read_checkpoint(args.src)
         container = choose(weight_sets(content), args.weights, label)
-        # What shares storage would be saved whole.
-        state = {k: v.clone() for k, v in weights_of(content, label, container).items()}
+        # What shares storage would be saved whole; kernels lie channel-last in training.
+        state = {
+            k: v.clone(memory_format=torch.contiguous_format)
+            for k, v in weights_of(content, label, container).items()
+        }
         rest = {
             name: value
             for name, value in content.items()

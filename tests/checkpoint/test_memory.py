@@ -43,7 +43,9 @@ model = GCViT(arch)
 size = sum(value.nbytes for value in model.state_dict().values())
 torch.save({'state_dict': model.state_dict()}, folder / 'zip.pth')
 torch.save(model.state_dict(), folder / 'old.pth', _use_new_zipfile_serialization=False)
-save_file(model.state_dict(), folder / 'model.safetensors')
+contiguous = {k: v.contiguous() for k, v in model.state_dict().items()}  # kernels lie channel-last
+save_file(contiguous, folder / 'model.safetensors')
+del contiguous
 load_checkpoint(model, address + '/zip.pth')  # downloaded, and in the cache for what is measured
 print(size)
 for source in ('zip.pth', 'model.safetensors', address + '/zip.pth', 'old.pth'):
