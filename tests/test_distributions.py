@@ -87,7 +87,7 @@ def wheel(distributions):
 def home_in_the_wheel(path):
     """Where a file of the working tree lies in the wheel, or None."""
     top, *rest = PurePosixPath(path).parts
-    if (top == 'mmattn' and path.endswith('.py')) or path == 'mmattn_configs.py':
+    if (top == 'mmattn' and path.endswith(('.py', '.html'))) or path == 'mmattn_configs.py':
         return path
     if top in ('configs', 'model-index.yml') or (top == 'tools' and rest != ['setup_env.py']):
         return f'mmattn/.mim/{path}'
