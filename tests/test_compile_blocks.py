@@ -60,8 +60,9 @@ def test_same_numbers_and_no_compilation_for_a_new_size(family, counter):
     compiled = kind(arch, drop_path_rate=0.0, compile_blocks=True, **options).double()
     compiled.load_state_dict(plain.state_dict())
     # A first map as high as it has channels would be taken for one that always is. Sides that are no multiples
-    # of 32 may need programs of their own, for padding.
-    for height, width in ((96, 160), (160, 96), (128, 224), (105, 65)):
+    # of 32 may need programs of their own, for padding; QuadTree's take half a minute to trace.
+    sizes = [(96, 160), (160, 96), (128, 224)]
+    for height, width in sizes if family == 'quadtree' else [*sizes, (105, 65)]:
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
         for actual, expected in zip(gradients(compiled, x), gradients(plain, x), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
