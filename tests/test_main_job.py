@@ -424,7 +424,7 @@ def assert_same_updates(work_dir, expected):
     torch.testing.assert_close(weights(work_dir), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_gives_the_same_updates_however_it_is_spread(tool, two_processes, config, tmp_path):
+def test_a_batch_gives_the_same_updates_however_it_is_spread(two_processes, config, tmp_path):
     """At once, accumulated, over two processes, and over two that share the parameters and resume."""
     common = ['--auto-scale-lr', '--work-dir']
     path = config(UPDATES.replace('*SHARDED', ''))

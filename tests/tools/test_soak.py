@@ -38,7 +38,7 @@ def test_a_grid_kept_for_each_size_is_found(tool, name, capsys):
 
 def test_both_measures_see_what_is_held(tool):
     before = tool.allocated(), tool.resident()
-    held = np.ones(32 * MIB // 8)
+    held = np.ones(64 * MIB // 8)  # more than malloc takes from what it has freed before
     after = tool.allocated(), tool.resident()
     for earlier, later in zip(before, after, strict=True):
         assert later - earlier == pytest.approx(held.nbytes, rel=0.1)
