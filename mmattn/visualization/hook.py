@@ -24,7 +24,7 @@ class AttentionHook(Hook):
     """Writes pictures of attention and of features to the Runner's visualizers, whatever backends these have.
 
     The pictures are those of :mod:`mmattn.visualization.pictures`, of the first images of every evaluation (the
-    first image of each of the first batches), with ``attention_<picture>_<number>`` as their names.
+    first image of each of the first batches), with ``<picture>_<number>`` as their names.
 
     Args:
         num_images: how many batches give an image.
@@ -85,9 +85,7 @@ class AttentionHook(Hook):
         pictures['features'] = lambda: plot_features(picture, seen.features, seen.input_size, name)
         with torch.no_grad():
             for kind, draw in pictures.items():
-                runner.visualizer.add_image(
-                    f'attention_{kind}_{batch_idx}', rendered(draw()), runner.iter
-                )
+                runner.visualizer.add_image(f'{kind}_{batch_idx}', rendered(draw()), runner.iter)
 
 
 def rendered(figure: Figure) -> np.ndarray:

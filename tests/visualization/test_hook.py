@@ -8,6 +8,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmattn.visualization import AttentionHook
 
@@ -31,7 +32,7 @@ class Images(torch.utils.data.Dataset):
         return dict(inputs=image, data_samples=DataSample().set_gt_label(i % 2))
 
 
-def runner(tmp_path, **hook):
+def runner(tmp_path, backends=('LocalVisBackend',), **hook):
     arch = dict(embed_dims=16, depths=(2, 2, 1, 1), num_heads=(1, 2, 2, 2), mlp_ratio=2)
     backbone = dict(type='GCViT', arch=arch, window_size=(4, 4, 4, 4), out_indices=(3,))
     loader = dict(
@@ -57,7 +58,9 @@ def runner(tmp_path, **hook):
         val_evaluator=dict(type='Accuracy', topk=(1,)),
         custom_hooks=[dict(type='AttentionHook', **hook)],
         visualizer=dict(
-            type='Visualizer', vis_backends=[dict(type='LocalVisBackend')], name=f'{tmp_path}'
+            type='Visualizer',
+            vis_backends=[dict(type=backend) for backend in backends],
+            name=f'{tmp_path}',
         ),
         default_hooks=dict(checkpoint=None),
         default_scope='mmpretrain',
@@ -68,19 +71,28 @@ def runner(tmp_path, **hook):
 
 def test_pictures_are_written_at_every_evaluation(tmp_path):
     runner(tmp_path, num_images=2, stage=1).train()
-    kinds = ('local', 'global', 'window_0', 'features')
+    kinds = ('attention_local', 'attention_global', 'window_0', 'features')
     names = {path.name for path in tmp_path.glob('*/vis_data/vis_image/*.png')}
-    attention = {'local': 'attention_local', 'global': 'attention_global'}
     assert names == {
-        f'attention_{attention.get(kind, kind)}_{image}_{step}.png'
-        for kind in kinds
-        for image in (0, 1)
-        for step in (3, 6)
+        f'{kind}_{image}_{step}.png' for kind in kinds for image in (0, 1) for step in (3, 6)
     }
     folder = next(tmp_path.glob('*/vis_data/vis_image'))
-    first, later = (mmcv.imread(folder / f'attention_features_0_{step}.png') for step in (3, 6))
-    other = mmcv.imread(folder / 'attention_features_1_3.png')
+    first, later = (mmcv.imread(folder / f'features_0_{step}.png') for step in (3, 6))
+    other = mmcv.imread(folder / 'features_1_3.png')
     assert first.std() > 10 and (first != later).any() and (first != other).any()
+
+
+def test_tensorboard_shows_them_too(tmp_path):
+    training = runner(tmp_path, ('TensorboardVisBackend',), stage=1)
+    training.train()
+    training.visualizer.close()
+    events = EventAccumulator(str(next(tmp_path.glob('*/vis_data'))))
+    events.Reload()
+    assert set(events.Tags()['images']) == {
+        'attention_local_0', 'attention_global_0', 'window_0_0', 'features_0',
+    }  # fmt: skip
+    for step, image in zip((3, 6), events.Images('attention_global_0'), strict=True):
+        assert image.step == step and mmcv.imfrombytes(image.encoded_image_string).std() > 10
 
 
 def test_interval_and_choice(tmp_path):
