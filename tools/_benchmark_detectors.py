@@ -9,12 +9,13 @@ import gc
 import itertools
 import json
 import os
+import statistics
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from _measuring import choose, figure, peak_memory, seconds
+from _measuring import choose, figure, peak_memory, seconds_once
 from make_demo_dataset import make_dataset
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -111,11 +112,15 @@ def measure(name: str, images: list[dict], args) -> Row:
         with torch.no_grad(), torch.autocast(**autocast):
             model.test_step(next(testing))
 
+    def median(function):
+        function()
+        return statistics.median(seconds_once(function) for _ in images) * 1e3
+
     model.train()
-    time = seconds(step) * 1e3
+    time = median(step)
     memory = peak_memory(step, args.device)
     model.eval()
-    return Row(name, size, time, memory, seconds(infer) * 1e3)
+    return Row(name, size, time, memory, median(infer))
 
 
 def line(row: Row) -> str:

@@ -18,11 +18,10 @@ import socket
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
-from _measuring import peak_memory, processor
+from _measuring import peak_memory, processor, seconds_once
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 
@@ -138,23 +137,15 @@ def checkpointing(args) -> None:
 
             def step(backbone=backbone):
                 sum(level.square().mean() for level in backbone(x)).backward()
-                if x.is_cuda:
-                    torch.cuda.synchronize()
 
             step()  # gradients exist from here on
             peaks.append(peak_memory(step, args.device))
-            times.append(statistics.median(seconds(step) for _ in range(args.steps)))
+            times.append(statistics.median(seconds_once(step) for _ in range(args.steps)))
         print(
             f'| {name} | {times[0]:.2f} | {times[1]:.2f} | {times[1] / times[0]:.2f} '
             f'| {peaks[0]:.0f} | {peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} |',
             flush=True,
         )
-
-
-def seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def parse_args():

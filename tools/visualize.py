@@ -133,7 +133,7 @@ def visualize(args):
             choice,
             found,
             subject.classes,
-            compare(swin, view, path),
+            swin.look(path).seen.blocks if swin else (),
             pair(subject, view, args.pair),
         )
         todo += [(folder, name, draw) for name, draw in pictures.items()]
@@ -181,13 +181,6 @@ def folders_of(images, out):
     return [
         out / (stem if stems.count(stem) == 1 else f'{stem}_{i}') for i, stem in enumerate(stems)
     ]
-
-
-def compare(swin, view, path):
-    """Swin's blocks for the picture that the model saw."""
-    if swin is None:
-        return ()
-    return swin.look(path, resize_to=None).seen.blocks
 
 
 def pair(subject, view, path):

@@ -200,8 +200,8 @@ def _swin_panel(panel, picture, stage, swin, query, num) -> None:
     block = same[-1]
     window = chosen_window(block, block.token(*query))
     shares = window.weights.mean(0)
-    # What the shift brought here from opposite borders is masked.
-    reached = shares > 0
+    # What the shift brought here from opposite borders is masked, by -100 before the exponential.
+    reached = shares > 1e-30
     spans = window.rows[reached.any(1)], window.columns[reached.any(0)]
     best = np.argsort(shares, axis=None)[::-1][:num]
     rows, columns = np.unravel_index(best, shares.shape)
