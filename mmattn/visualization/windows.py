@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from .capture import Block, tokens_of
 
+# Shifted windows mask by adding -100 to the scores: what is left of an attention lies below.
+MASKED = 1e-30
+
 
 class ChosenWindow(NamedTuple):
     """One window of a block.
@@ -28,9 +31,10 @@ class ChosenWindow(NamedTuple):
 
 
 def received_attention(block: Block) -> np.ndarray:
-    """How much of its window's attention each token gets, over what it would get if all got the same.
+    """How much attention each token gets, over what it would get if all that a query may look at got the same.
 
-    The mean over the queries of the window: 1 is a token like any other, 3 one that is looked at three times as much.
+    The mean over the queries of its window that may look at it: 1 is a token like any other, 3 one that is looked at
+    three times as much.
 
     Returns:
         float32 (heads, H, W), from 0 to the number of tokens of a window.
@@ -39,9 +43,9 @@ def received_attention(block: Block) -> np.ndarray:
         weights = window_weights(block)[0]  # (windows, heads, N, N)
         layout = _layout(block)
         # Queries in the padding are cropped from the result, so they do not count.
-        is_query = (layout >= 0).to(weights.dtype)[:, None, :, None]
-        share = (weights * is_query).sum(2) / is_query.sum(2).clamp(min=1)
-        share = share * layout.shape[1]
+        may_look = (weights > MASKED) & (layout >= 0)[:, None, :, None]
+        over_average = weights * may_look.sum(3, keepdim=True)
+        share = (over_average * may_look).sum(2) / may_look.sum(2).clamp(min=1)
         received = share.new_zeros(block.num_heads, block.size[0] * block.size[1])
         inside = layout >= 0
         received[:, layout[inside]] = share.transpose(1, 2)[inside].T

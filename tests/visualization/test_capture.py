@@ -4,7 +4,8 @@ import torch
 from small_backbones import FAMILIES, small_backbone
 from torch import nn
 
-from mmattn.visualization import attention_maps, capture, kept_patches
+from mmattn.attention import WindowAttention
+from mmattn.visualization import Block, attention_maps, capture, kept_patches
 from mmattn.visualization.windows import received_attention, window_weights
 
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -89,6 +90,18 @@ def test_received_attention_is_what_the_queries_give():
     given = attention_maps(block, everywhere).mean(0) * len(everywhere)
     np.testing.assert_allclose(received_attention(block), given, rtol=1e-4)
     np.testing.assert_allclose(received_attention(block).mean((1, 2)), 1, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('shift', [0, 4])
+def test_even_attention_is_average_everywhere(shift):
+    """Also beside padding, and where the shift masks half of a window."""
+    module = WindowAttention(8, 2, 8, shift)
+    for parameter in module.parameters():
+        parameter.zero_()
+    x = torch.randn(1, 12, 17, 8)
+    block = Block(0, 0, 'shifted', module, (x,), (12, 17))
+    np.testing.assert_allclose(received_attention(block), 1, rtol=1e-5)
 
 
 @torch.no_grad()

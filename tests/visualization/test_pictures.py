@@ -81,17 +81,15 @@ def test_dat_beside_swin():
     names = {'attention_local', 'attention_shifted', 'sampling_points', 'keys_0', 'keys_1'}
     assert set(pictures) == names
     figure = pictures['sampling_points']()
-    check(
-        figure, '4 × 6 points moved by', 'group 3', 'dog 0.90', 'Arrows start at the regular grid'
-    )
+    check(figure, '4 × 6 points', 'group 3', 'dog 0.90', 'Arrows start at the regular grid')
     figure = pictures['keys_0']()
     check(
         figure,
         'the point at y 30, x 65',
         'all heads together',
         'head 3',
-        'Swin, local window',
-        '20 %',
+        '% of the attention in all, the largest',
+        'Swin, local window: ',
     )
 
 

@@ -153,6 +153,11 @@ def outline(axes: Axes, rows: tuple[float, float], columns: tuple[float, float],
     axes.add_patch(Rectangle(corner, columns[1] - columns[0], rows[1] - rows[0], **options))
 
 
+def percent(share: float) -> str:
+    """A share in two significant digits."""
+    return f'{100 * share:.0f} %' if share > 0.095 else f'{100 * share:.2g} %'
+
+
 def say_in(axes: Axes, text: str) -> None:
     """Words in the middle of an empty panel."""
     axes.set_axis_off()

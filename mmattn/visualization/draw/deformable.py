@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from ..capture import Block
 from ..deformable import SamplingPoints, sampling_points, top_keys
 from ..detection import Instances, class_colours, draw_instances
-from ..windows import chosen_window
+from ..windows import MASKED, chosen_window
 from .base import (
     chosen_heads,
     entitle,
@@ -20,6 +20,7 @@ from .base import (
     mark_query,
     outline,
     panels,
+    percent,
     row_title,
     say_in,
     show,
@@ -28,7 +29,7 @@ from .base import (
 MAX_ARROWS = 14  # along a side
 GROUP_COLOURS = class_colours(10)
 KEY_COLOUR = '#ffb000'
-POINTS_PER_PERCENT = 24.0  # area of a key's circle, in square points
+LARGEST_CIRCLE = 130.0  # its area, in square points
 
 
 def plot_sampling_points(
@@ -56,7 +57,7 @@ def plot_sampling_points(
         f'{model}: where deformable attention samples the image',
         'Every query attends to these points. Arrows start at the regular grid and end where the network moved the '
         'point; each colour is an offset group (some heads). Where there are many points, only some are drawn.',
-        lines=2,
+        lines=3,
     )
     first, *rest = axes[0]
     show(first, picture, 'image')
@@ -76,10 +77,10 @@ def plot_sampling_points(
         rows, columns = points.references.shape[:2]
         moves = points.positions[list(groups)] - points.references
         shift = np.linalg.norm(moves, axis=-1).mean()
-        every = '' if step == 1 else f', each {step}th drawn'
+        drawn = '' if step == 1 else f' (1 in {step**2} drawn)'
         entitle(
             panel,
-            f'{block.title.split(" (")[0]}: {rows} × {columns} points{every}\n'
+            f'stage {block.stage}, block {block.index}\n{rows} × {columns} points{drawn}\n'
             f'moved by {shift:.0f} px on average',
         )
     handles = [
@@ -117,8 +118,10 @@ def plot_top_keys(
         columns,
         picture.shape[:2],
         f'{model}: the {num} keys that the point at y {int(query[0])}, x {int(query[1])} attends most',
-        'The star is the chosen point; each circle is a sampled key, its area the share of the attention that it gets'
-        + ('. At the right the window in which Swin looks from the same point.' if swin else '.'),
+        'The star is the chosen point; each circle is a sampled key, its area the share of the attention that it '
+        'gets. The largest circle of each panel is drawn in the same size.'
+        + (' At the right the window in which Swin looks from the same point.' if swin else ''),
+        lines=2,
     )
     for row, block, some in zip(axes, blocks, heads, strict=True):
         keys = top_keys(block, block.token(*query), num)
@@ -129,33 +132,13 @@ def plot_top_keys(
         shown |= {f'head {h}': (keys.points[h], keys.weights[h]) for h in some}
         row_title(row[0], f'stage {block.stage}, block {block.index}')
         for panel, (whose, (points, shares)) in zip(row, shown.items(), strict=False):
-            show(panel, picture, f'{whose}: {100 * shares.sum():.0f} % of the attention', dim=0.75)
-            _circles(panel, points, shares)
+            show(panel, picture, dim=0.75)
+            _circles(panel, points, shares, whose)
             mark_query(panel, *query)
         for panel in row[len(shown) : columns - bool(swin)]:
             say_in(panel, f'{block.num_heads} heads in this stage')
         if swin:
             _swin_panel(row[-1], picture, block.stage, swin, query, num)
-    handles = [
-        Line2D(
-            [],
-            [],
-            linestyle='',
-            marker='o',
-            markersize=(POINTS_PER_PERCENT * percent) ** 0.5,
-            markerfacecolor='none',
-            markeredgecolor=KEY_COLOUR,
-            label=f'{percent} %',
-        )
-        for percent in (1, 5, 20)
-    ]
-    legend(
-        figure,
-        handles,
-        labelspacing=1.4,
-        title='of the\nattention',
-        title_fontsize=8,
-    )
     return figure
 
 
@@ -182,10 +165,14 @@ def _arrows(panel: Axes, points: SamplingPoints, groups: Sequence[int]) -> int:
     return step
 
 
-def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray) -> None:
+def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray, whose: str) -> None:
+    entitle(
+        panel,
+        f'{whose}: {percent(shares.sum())} of the\nattention in all, the largest {percent(shares.max())}',
+    )
     panel.scatter(
         *points.T,
-        s=POINTS_PER_PERCENT * 100 * shares,
+        s=LARGEST_CIRCLE * shares / shares.max(),
         facecolor=[(1, 0.69, 0, 0.25)],
         edgecolor=KEY_COLOUR,
         linewidth=1.1,
@@ -200,15 +187,15 @@ def _swin_panel(panel, picture, stage, swin, query, num) -> None:
     block = same[-1]
     window = chosen_window(block, block.token(*query))
     shares = window.weights.mean(0)
-    # What the shift brought here from opposite borders is masked, by -100 before the exponential.
-    reached = shares > 1e-30
+    # What the shift brought here from opposite borders is masked.
+    reached = shares > MASKED
     spans = window.rows[reached.any(1)], window.columns[reached.any(0)]
     best = np.argsort(shares, axis=None)[::-1][:num]
     rows, columns = np.unravel_index(best, shares.shape)
     points = np.stack([window.columns[columns], window.rows[rows]], 1)
     shares = shares.flatten()[best]
-    show(panel, picture, f'Swin, {block.kind} window: {100 * shares.sum():.0f} %', dim=0.75)
-    _circles(panel, (points + 0.5) * block.stride, shares)
+    show(panel, picture, dim=0.75)
+    _circles(panel, (points + 0.5) * block.stride, shares, f'Swin, {block.kind} window')
     outline(
         panel, *((span.min() * block.stride, (span.max() + 1) * block.stride) for span in spans)
     )

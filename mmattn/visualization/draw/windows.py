@@ -43,7 +43,7 @@ def plot_received_attention(
         columns,
         picture.shape[:2],
         f'{model}: attention of {kind} blocks over the image',
-        f'How much {who} to a token, over what it would be if all tokens of the window got the same: 1 is average, '
+        f'How much {who} to a token, over what it would be if all tokens that can be seen got the same: 1 is average, '
         'bright is looked at most. White lines: the windows.',
     )
     for row, block, some in zip(axes, blocks, heads, strict=True):
