@@ -101,19 +101,16 @@ class DepthwiseConv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(Mlp):
     """DAT++'s MLP with a depthwise convolution, on (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        super().__init__(dim, hidden_dim)
         self.dwc = DepthwiseConv(hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        return self.fc2(self.act(x + self.dwc(x)))
+        return self.project(x + self.dwc(x))
 
 
 class Patchify(nn.Module):

@@ -89,7 +89,7 @@ class ConvMlp(Mlp):
         self.dwconv = DepthwiseConv(hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.dwconv(self.fc1(x))))
+        return self.project(self.dwconv(self.fc1(x)))
 
 
 class QuadTreeBlock(nn.Module):

@@ -167,7 +167,7 @@ def test_checkpointing_gives_the_same_gradients_for_less_memory():
         stored.append(sum(saved.values()))
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain, rtol=1e-4, atol=1e-5)
-    assert stored[1] < 0.5 * stored[0]
+    assert stored[1] < 0.6 * stored[0]
 
 
 @pytest.mark.parametrize('frozen', range(-1, 5))
