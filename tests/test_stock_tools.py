@@ -18,6 +18,7 @@ import mmattn_configs
 
 ROOT = Path(__file__).parents[1]
 MIM = Path(sys.executable).with_name('mim')
+PIP = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
 
 LOADERS = """
 classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')
@@ -83,9 +84,20 @@ custom_hooks = []
 
 
 @pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    """The folder where mmattn is installed, from a wheel; with the compiled operators that are there already."""
+def site(request, tmp_path_factory):
+    """The folder where mmattn is installed from a wheel: that of --installed, or one that is built here."""
     folder = tmp_path_factory.mktemp('site')
+    wheel = request.config.getoption('--installed') or build_wheel(folder)
+    subprocess.run(
+        [*PIP, 'install', '--no-deps', '--no-index', '--target', folder / 'lib', wheel], check=True
+    )
+    for library in Path(mmattn.__file__).parent.glob('ops/*.so'):
+        shutil.copy(library, folder / 'lib/mmattn/ops')
+    return folder / 'lib'
+
+
+def build_wheel(folder):
+    """A wheel of these sources in the folder, without compiled operators, which are there already."""
     source = folder / 'source'  # setuptools leaves a build folder beside what it builds
     for name in ('mmattn', 'configs', 'tools'):
         ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so', 'csrc')
@@ -94,17 +106,10 @@ def site(tmp_path_factory):
         if path.suffix in ('.py', '.toml', '.yml', '.md', '.in'):
             shutil.copy(path, source)
     shutil.copy(ROOT / 'LICENSE', source)
-    pip = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
     no_compiler = os.environ | {'CXX': 'false', 'MMATTN_CUDA': '0'}
-    build = [*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', folder, source]
+    build = [*PIP, 'wheel', '--no-deps', '--no-build-isolation', '-w', folder, source]
     subprocess.run(build, check=True, env=no_compiler)
-    (wheel,) = folder.glob('*.whl')
-    subprocess.run(
-        [*pip, 'install', '--no-deps', '--no-index', '--target', folder / 'lib', wheel], check=True
-    )
-    for library in Path(mmattn.__file__).parent.glob('ops/*.so'):
-        shutil.copy(library, folder / 'lib/mmattn/ops')
-    return folder / 'lib'
+    return next(folder.glob('*.whl'))
 
 
 @pytest.fixture(scope='module')
