@@ -28,9 +28,19 @@ class Mlp(nn.Module):
 
     def project(self, hidden: Tensor) -> Tensor:
         """(..., hidden_dim) -> (..., dim): GELU and the second linear layer."""
-        if hidden.requires_grad and not torch.compiler.is_exporting():
+        # What somebody has put in a layer's place (an adapter, say), or hooked to it, is called as a module.
+        plain = _is_plain(self.act, nn.GELU) and _is_plain(self.fc2, nn.Linear)
+        if plain and hidden.requires_grad and not torch.compiler.is_exporting():
             return _GeluLinear.apply(hidden, self.fc2.weight, self.fc2.bias)
         return self.fc2(self.act(hidden))
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling it would do nothing but what its kind does, as it is built here."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
+    return (
+        type(module) is kind and not any(hooks) and getattr(module, 'approximate', 'none') == 'none'
+    )
 
 
 class _GeluLinear(torch.autograd.Function):

@@ -66,3 +66,16 @@ def test_export_holds_the_definition():
         'aten.linear.default', 'aten.gelu.default', 'aten.linear.default'
     ]  # fmt: skip
     torch.testing.assert_close(program.module()(x), mlp(x))
+
+
+@pytest.mark.parametrize('name', ['act', 'fc2'])
+def test_layers_in_their_place_and_hooks_are_called(name):
+    """An adapter that training passed by would be trained by nothing."""
+    mlp, x = Mlp(6, 24), torch.randn(2, 6, requires_grad=True)
+    calls = []
+    getattr(mlp, name).register_forward_hook(lambda *_: calls.append(name))
+    mlp(x)
+    assert calls == [name]
+    mlp = Mlp(6, 24)
+    setattr(mlp, name, torch.nn.Sequential(getattr(mlp, name), torch.nn.Tanh()))
+    torch.testing.assert_close(mlp(x), mlp(x.detach()))
