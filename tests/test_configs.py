@@ -8,8 +8,8 @@ import mmdet
 import mmengine.config.utils
 import pytest
 import torch
-from counting import parameters
-from metafiles import entries
+from helpers.counting import parameters
+from helpers.metafiles import entries
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope

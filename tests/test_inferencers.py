@@ -4,7 +4,7 @@ import runpy
 from pathlib import Path
 
 import cv2
-import golden
+from helpers import golden
 import numpy as np
 import pytest
 import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TOOLS, run_tool, scalars
+from helpers.runs import TOOLS, run_tool, scalars
 
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPHS = ROOT.parent / 'shared/data'

@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from counting import multiply_adds
-from metafiles import ROOT, entries, metafiles
+from helpers.counting import multiply_adds
+from helpers.metafiles import ROOT, entries, metafiles
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from modelindex.load_model_index import load

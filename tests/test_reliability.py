@@ -15,7 +15,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.optim import OptimWrapper
 from mmengine.runner import set_random_seed
-from runs import TOOLS, run_tool, scalars
+from helpers.runs import TOOLS, run_tool, scalars
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 

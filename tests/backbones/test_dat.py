@@ -1,4 +1,4 @@
-import golden
+from helpers import golden
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
 import copy
 import pickle
 
-import golden
+from helpers import golden
 import pytest
 import torch
 import torch.nn.functional as F

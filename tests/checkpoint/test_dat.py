@@ -1,10 +1,10 @@
 """What is DAT's own: buffers of the published files, two kinds of tables, and two generations of names."""
 
-import published
+from helpers import published
 import pytest
 import torch
 import torch.nn.functional as F
-from published import SMALL
+from helpers.published import SMALL
 from torch import nn
 
 from mmattn.backbones import DAT

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import published as files
+from helpers import published as files
 import pytest
 import torch
 from mmengine.config import ConfigDict

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import golden
+from helpers import golden
 import pytest
 import torch
 import torch.nn.functional as F

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 
-import golden
-import published
+from helpers import golden
+from helpers import published
 import pytest
 import torch
 

@@ -1,6 +1,6 @@
 """What is QuadTree's own: two types of attention, whose files do not fit each other."""
 
-import golden
+from helpers import golden
 import pytest
 import torch
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 import pytest
-from pages import PAGES, ROOT, blocks, prose, read
+from helpers.pages import PAGES, ROOT, blocks, prose, read
 
 # (page, line of the block, command)
 COMMANDS = [

@@ -11,7 +11,7 @@ import doctor_cases
 import model_zoo
 import pytest
 import troubleshooting
-from pages import PAGES, ROOT, anchors, links, read
+from helpers.pages import PAGES, ROOT, anchors, links, read
 
 from mmattn import doctor
 from tools.setup_env import HINTS

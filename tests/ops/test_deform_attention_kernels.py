@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import EPS, Draw, assert_agree, exact, results, rounding
+from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import deform_attention, deform_attention_reference
 

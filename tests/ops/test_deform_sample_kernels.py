@@ -1,9 +1,9 @@
 """deform_sample's compiled kernels against its literal definition."""
 
-import cuda_on_host
+from helpers import cuda_on_host
 import pytest
 import torch
-from comparison import Draw, assert_agree, exact, results, rounding
+from helpers.comparison import Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import deform_sample, deform_sample_reference
 

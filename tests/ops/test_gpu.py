@@ -5,7 +5,7 @@ The same kernels are run and compiled without a GPU in test_*_kernels.py and tes
 
 import pytest
 import torch
-from comparison import DTYPES, assert_agree, exact, results, rounding
+from helpers.comparison import DTYPES, assert_agree, exact, results, rounding
 from ops import (
     test_deform_attention_kernels,
     test_deform_sample_kernels,

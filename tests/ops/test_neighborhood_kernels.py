@@ -1,9 +1,9 @@
 """neighborhood_attention's compiled kernels against its literal definition."""
 
-import cuda_on_host
+from helpers import cuda_on_host
 import pytest
 import torch
-from comparison import EPS, Draw, assert_agree, exact, results, rounding
+from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.ops import neighborhood_attention, neighborhood_attention_reference

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import Draw
+from helpers.comparison import Draw
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn import ops

@@ -1,9 +1,9 @@
 """quadtree_level's compiled kernels against its literal definition."""
 
-import cuda_on_host
+from helpers import cuda_on_host
 import pytest
 import torch
-from comparison import EPS, Draw, assert_agree, exact, results, rounding
+from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import quadtree_level, quadtree_level_reference
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ops import triton_cases
+from helpers import triton_cases
 
 ROOT = Path(__file__).parents[2]
 VALUES = [

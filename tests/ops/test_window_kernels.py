@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import EPS, Draw, assert_agree, exact, results, rounding
+from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import window_attention, window_attention_reference
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from small_backbones import FAMILIES, small_backbone
+from helpers.small_backbones import FAMILIES, small_backbone
 from torch import nn
 
 from mmattn.attention import WindowAttention

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small_backbones import small_backbone
+from helpers.small_backbones import small_backbone
 
 from mmattn.attention import QuadTreeAttention
 from mmattn.visualization import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from small_backbones import small_backbone
+from helpers.small_backbones import small_backbone
 
 from mmattn.visualization import capture, effective_receptive_field, feature_pca, grad_cam
 from mmattn.visualization.receptive_field import side_that_holds

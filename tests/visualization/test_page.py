@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_backbones import small_backbone
+from helpers.small_backbones import small_backbone
 
 from mmattn.visualization import (
     Instances,

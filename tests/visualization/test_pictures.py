@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_backbones import small_backbone
+from helpers.small_backbones import small_backbone
 
 from mmattn.visualization import Instances, capture, contact_sheet, plot_prediction
 from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field

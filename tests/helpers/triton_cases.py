@@ -180,7 +180,7 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
 
 def registered():
     """The dispatcher's way to the kernels, with the table's and the positions' gradients from the CUDA kernel."""
-    import cuda_on_host
+    from helpers import cuda_on_host
 
     from mmattn import ops
     from mmattn.ops import triton

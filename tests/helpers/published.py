@@ -11,7 +11,7 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
-import golden
+from helpers import golden
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -19,7 +19,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 
 # All kinds of blocks of each family at a fraction of their size.
 SMALL = {

@@ -10,7 +10,7 @@ import pytest
 from mmengine.registry import DefaultScope
 from mmengine.utils import ManagerMixin
 
-TOOLS = Path(__file__).parents[1] / 'tools'
+TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def run_tool(name, *arguments):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-DATA = Path(__file__).parent / 'data'
+DATA = Path(__file__).parents[1] / 'data'
 TABLES = ('relative_position_bias_table', 'rpe_table', 'rpb')
 
 

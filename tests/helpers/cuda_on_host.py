@@ -14,7 +14,7 @@ import torch
 
 import mmattn  # noqa: F401 -- defines the schemas that are copied
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / 'mmattn/ops/csrc'
 HERE = Path(__file__).parent
 
@@ -51,7 +51,7 @@ def compile_library(sources, library):
     ]
     statuses = [process.wait() for process in running]
     if any(statuses):
-        raise RuntimeError('the CUDA kernels do not compile against tests/cuda_on_host.h')
+        raise RuntimeError('the CUDA kernels do not compile against tests/helpers/cuda_on_host.h')
     partial = library.with_suffix(f'.{os.getpid()}')
     link = ['-L', str(include.parent / 'lib'), '-ltorch', '-ltorch_cpu', '-o', partial]
     subprocess.run([command[0], '-shared', *objects, *link], check=True)
