@@ -30,6 +30,6 @@ if not _is_doctor():
     mmattn_configs.register()
     declare_missing_operators()
 
-    from . import attention, backbones, checkpoint, hooks, ops
+    from . import attention, backbones, checkpoint, engine, ops
 
-    __all__ = ['attention', 'backbones', 'checkpoint', 'hooks', 'ops']
+    __all__ = ["attention", "backbones", "checkpoint", "engine", "ops"]

@@ -1,17 +1,22 @@
-"""The attention mechanisms as modules for anybody's networks: maps in, maps out."""
+"""The attention mechanisms as modules for any network; maps are channel-last, (B, H, W, C)."""
 
-from .deformable import DeformableAttention, DeformableAttentionDetails
+from .deformable import DeformableAttention
+from .details import DeformableDetails, KeptKeys, LocalDetails, QuadTreeDetails
 from .neighborhood import NeighborhoodAttention
-from .quadtree import KeptKeys, QuadTreeAttention, quadtree_attention
-from .window import GlobalWindowAttention, WindowAttention
+from .pyramid import quadtree_attention
+from .quadtree import QuadTreeAttention
+from .window import GlobalWindowAttention, WindowAttention, window_tokens
 
 __all__ = [
     'DeformableAttention',
-    'DeformableAttentionDetails',
+    'DeformableDetails',
     'GlobalWindowAttention',
     'KeptKeys',
+    'LocalDetails',
     'NeighborhoodAttention',
     'QuadTreeAttention',
+    'QuadTreeDetails',
     'WindowAttention',
     'quadtree_attention',
+    'window_tokens',
 ]

@@ -1,4 +1,6 @@
-"""Window self-attention with a relative position bias, local (Swin) and global (GC ViT, arXiv 2206.09959)."""
+"""Window attention with a relative position bias: local (Swin) and global (GC ViT, arXiv 2206.09959)."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
@@ -6,16 +8,18 @@ from torch import Tensor, nn
 from mmattn.layers import relative_position_bias, relative_position_index
 from mmattn.ops import window_attention, window_attention_weights
 
+from .details import LocalDetails
+from .heads import check_heads, select_queries
 
-class _RelativePositionWindows(nn.Module):
-    """What local and global window attention share: the projections and the bias table."""
+
+class _WindowAttention(nn.Module):
+    """Projections, bias table and window layout of local and global window attention."""
+
+    shift = 0
 
     def __init__(self, dim: int, num_heads: int, window_size: int, num_projections: int):
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(
-                f'dim must be a multiple of num_heads, got dim {dim} and num_heads {num_heads}'
-            )
+        check_heads(dim, num_heads)
         if window_size < 1:
             raise ValueError(f'window_size must be at least 1, got {window_size}')
         self.num_heads = num_heads
@@ -30,30 +34,61 @@ class _RelativePositionWindows(nn.Module):
         self.qkv = nn.Linear(dim, num_projections * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def project(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(B, H, W, C) -> each projection of the map, (B, H, W, heads, d), and of a zero token, (heads, d)."""
+    def project(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        """Project the tokens of a map and the zero token that completes its windows.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            Each projection of the map, (B, H, W, heads, d), and of the zero token, (heads, d), or
+            None where no window needs it.
+        """
+        batch, height, width, dim = x.shape
         heads = (self.num_projections, self.num_heads, -1)
-        return self.qkv(x).unflatten(-1, heads).unbind(-3), self.qkv.bias.view(heads).unbind(0)
+        whole = height % self.window_size == 0 and width % self.window_size == 0
+        if whole and not torch.compiler.is_compiling():
+            return self.qkv(x).unflatten(-1, heads).unbind(-3), (None,) * self.num_projections
+        # The zero token rides along: one call of the layer, whatever the layer is.
+        tokens = torch.cat([x.reshape(-1, dim), x.new_zeros(1, dim)])
+        projected = self.qkv(tokens).unflatten(-1, heads)
+        of_map = projected[:-1].unflatten(0, (batch, height, width))
+        return of_map.unbind(-3), projected[-1].unbind(0)
 
     def bias(self) -> Tensor:
-        """(heads, N, N)."""
+        """Relative position bias, (heads, N, N)."""
         return relative_position_bias(
             self.relative_position_bias_table, self.relative_position_index
         )
 
+    def _details(
+        self, q: Tensor, k: Tensor, pad_k: Tensor | None, queries: Tensor | None
+    ) -> LocalDetails:
+        height, width = k.shape[1:3]
+        weights = window_attention_weights(
+            q, k, self.bias(), self.window_size, self.shift, pad_k
+        )  # (B, windows, heads, N, N)
+        layout = window_tokens(height, width, self.window_size, self.shift).to(k.device)
+        place = torch.empty(height * width, dtype=torch.long, device=k.device)
+        inside = layout.flatten() >= 0
+        place[layout.flatten()[inside]] = inside.nonzero().squeeze(1)
+        place = place[select_queries(queries, height * width, k.device)]
+        window, row = place // layout.shape[1], place % layout.shape[1]
+        return LocalDetails(weights[:, window, :, row].permute(1, 2, 0, 3), layout[window])
 
-class WindowAttention(_RelativePositionWindows):
-    """Multi-head self-attention within the windows of a map, every token with its own query.
 
-    Maps of any size: the last windows are completed with zero tokens, which are attended like others (their
-    key and value are the projection's bias), as Swin and GC ViT do it.
+class WindowAttention(_WindowAttention):
+    """Multi-head self-attention within windows (Swin, arXiv 2103.14030, section 3.2).
+
+    Maps of any size: the last windows are completed with zero tokens, which take part in attention
+    without a mask (their key and value are the projection's bias), as in Swin and GC ViT.
 
     Args:
         dim: channels C of the map.
         num_heads: heads; each has C / num_heads channels.
         window_size: side of a window in tokens.
-        shift: by how many tokens the windows are shifted cyclically (Swin: window_size // 2); what lies on
-            opposite borders of the map is then kept apart by a mask. 0: not at all.
+        shift: tokens by which the windows are shifted cyclically (Swin: window_size // 2; DAT:
+            (window_size + 1) // 2); a mask separates opposite borders of the map. 0: no shift.
 
     Raises:
         ValueError: dim is no multiple of num_heads, or window_size or shift is out of range.
@@ -66,30 +101,26 @@ class WindowAttention(_RelativePositionWindows):
         self.shift = shift
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), channel-last."""
+        """(B, H, W, C) -> (B, H, W, C)."""
         (q, k, v), (_, pad_k, pad_v) = self.project(x)
         out = window_attention(q, k, v, self.bias(), self.window_size, self.shift, pad_k, pad_v)
         return self.proj(out.flatten(-2))
 
-    def weights(self, x: Tensor) -> Tensor:
-        """What :meth:`forward` looks at for the same map, (B, windows, heads, N, N), query first.
-
-        Windows and their N tokens are row-major, and hold the map's padding; with a shift, the first window starts
-        ``shift`` tokens down and right.
-        """
+    def details(self, x: Tensor, queries: Tensor | None = None) -> LocalDetails:
+        """Attention of :meth:`forward` for the same map; ``queries`` as in :mod:`.details`."""
         (q, k, _), (_, pad_k, _) = self.project(x)
-        return window_attention_weights(q, k, self.bias(), self.window_size, self.shift, pad_k)
+        return self._details(q, k, pad_k, queries)
 
 
-class GlobalWindowAttention(_RelativePositionWindows):
-    """Attention of GC ViT's global query to the keys and values of each window (section 3.3, equation 4).
+class GlobalWindowAttention(_WindowAttention):
+    """Attention of GC ViT's global query to the tokens of each window (section 3.3, equation 4).
 
-    The query is made once for the whole image and shared by all its windows; keys and values are projected
-    from the map.
+    The query is made once for the whole image and shared by all its windows; keys and values are
+    projected from the map, whose last windows are completed as in :class:`WindowAttention`.
 
     Args:
         dim: channels C of the map and of the query.
-        num_heads: heads; head h owns channels h*C/num_heads .. (h+1)*C/num_heads - 1, in the query too.
+        num_heads: heads; head h owns channels h*C/num_heads .. (h+1)*C/num_heads - 1 of both.
         window_size: side of a window in tokens.
 
     Raises:
@@ -100,14 +131,29 @@ class GlobalWindowAttention(_RelativePositionWindows):
         super().__init__(dim, num_heads, window_size, num_projections=2)
 
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
-        """Map (B, H, W, C) and global query (B, window_size, window_size, C) -> (B, H, W, C), channel-last."""
+        """Map (B, H, W, C), global query (B, window_size, window_size, C) -> (B, H, W, C)."""
         (k, v), (pad_k, pad_v) = self.project(x)
         q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
         out = window_attention(q, k, v, self.bias(), self.window_size, pad_k=pad_k, pad_v=pad_v)
         return self.proj(out.flatten(-2))
 
-    def weights(self, x: Tensor, query: Tensor) -> Tensor:
-        """What :meth:`forward` looks at for the same inputs; as :meth:`WindowAttention.weights`."""
+    def details(self, x: Tensor, query: Tensor, queries: Tensor | None = None) -> LocalDetails:
+        """Attention of :meth:`forward` for the same inputs; ``queries`` as in :mod:`.details`."""
         (k, _), (pad_k, _) = self.project(x)
         q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
-        return window_attention_weights(q, k, self.bias(), self.window_size, pad_k=pad_k)
+        return self._details(q, k, pad_k, queries)
+
+
+def window_tokens(height: int, width: int, window_size: int, shift: int = 0) -> Tensor:
+    """Token of the map at each place of each window.
+
+    Returns:
+        Row-major indices, int64 (windows, window_size**2), windows and places row-major too; -1 for
+        padding. A shifted first window starts ``shift`` tokens down and right.
+    """
+    padded = [side + -side % window_size for side in (height, width)]
+    tokens = torch.full(padded, -1)
+    tokens[:height, :width] = torch.arange(height * width).view(height, width)
+    tokens = tokens.roll((-shift, -shift), (0, 1))
+    windows = tokens.unflatten(1, (-1, window_size)).unflatten(0, (-1, window_size))
+    return windows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The backbones, one file a paper; importing registers them in mmengine's ``MODELS``."""
+"""The backbones, one file a paper; importing them registers them in mmengine's ``MODELS``."""
 
 from .dat import DAT
 from .gcvit import GCViT

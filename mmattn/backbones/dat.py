@@ -1,9 +1,9 @@
 """Deformable Attention Transformer: DAT (Xia et al., CVPR 2022, arXiv 2201.00520) and DAT++ (arXiv 2309.01430).
 
 A convolutional stem, then four stages at 1/4 to 1/32 of the image, each a sequence of blocks with
-local (L), shifted-window (S), neighbourhood (N) or deformable (D) attention. DAT++ adds
+local (L), shifted-window (S), neighborhood (N) or deformable (D) attention. DAT++ adds
 convolutions: an overlapping stem and downsampling, a depthwise one before each block and one in
-its MLP. Maps are channel-last, (B, H, W, C), in the stages.
+its MLP. Maps are channel-last, (B, H, W, C).
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 
 from mmattn.attention import DeformableAttention, NeighborhoodAttention, WindowAttention
-from mmattn.layers import ChannelNorm, Mlp, ScaledResidual
+from mmattn.layers import ConvMlp, ConvNorm, Mlp
 
 from .base import (
     NUM_STAGES,
     PyramidBackbone,
-    channel_last_kernels,
-    check_image,
-    check_rate,
+    Stage,
+    TransformerBlock,
+    check_channels,
     drop_path_rates,
-    init_linear,
     look_up_arch,
     per_stage,
+    stage_indices,
 )
+
+NEIGHBORHOOD = 7  # side of N blocks' neighborhoods in tokens
+MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class DATArch:
     position_bias: str = 'table'
 
 
-def _plus_plus(dims, num_heads, groups, drop_path_rate) -> DATArch:
+def _plus_plus(
+    dims: Sequence[int], num_heads: Sequence[int], groups: Sequence[int], drop_path_rate: float
+) -> DATArch:
     blocks = ('ND', 'ND' * 2, 'ND' * 9, 'DD')
     return DATArch(
         dims,
@@ -88,131 +91,32 @@ arch_zoo = {
     'base++': _plus_plus((128, 256, 512, 1024), (4, 8, 16, 32), (2, 4, 8, 16), 0.7),
 }
 
-NEIGHBORHOOD = 7
-
-
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise 3x3 convolution of a channel-last map."""
-
-    def __init__(self, dim: int):
-        super().__init__(dim, dim, 3, padding=1, groups=dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-class ConvMlp(Mlp):
-    """DAT++'s MLP with a depthwise convolution, on (B, H, W, C)."""
-
-    def __init__(self, dim: int, hidden_dim: int):
-        super().__init__(dim, hidden_dim)
-        self.dwc = DepthwiseConv(hidden_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.project(x + self.dwc(x))
-
-
-class Patchify(nn.Module):
-    """DAT's stem and downsampling: the map is padded to whole patches, which become tokens."""
-
-    def __init__(self, in_dim: int, out_dim: int, patch: int, bias: bool):
-        super().__init__()
-        self.patch = patch
-        self.conv = nn.Conv2d(in_dim, out_dim, patch, patch, bias=bias)
-        self.norm = ChannelNorm(out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', ceil(H / patch), ceil(W / patch))."""
-        bottom, right = (((side - 1) // self.patch + 1) * self.patch - side for side in x.shape[2:])
-        if torch.compiler.is_exporting() or bottom or right:
-            x = F.pad(x, (0, right, 0, bottom))
-        return self.norm(self.conv(x))
-
-
-def overlapping_stem(dim: int) -> nn.Sequential:
-    """DAT++'s stem, (B, 3, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
-    return nn.Sequential(
-        nn.Conv2d(3, dim // 2, 3, 2, 1),
-        ChannelNorm(dim // 2),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, 2, 1),
-        ChannelNorm(dim),
-    )
-
-
-def dat_block(
-    x: Tensor,
-    perception: nn.Module | None,
-    norm1: nn.Module,
-    attention: nn.Module,
-    norm2: nn.Module,
-    mlp: nn.Module,
-    residual: nn.Module,
-) -> Tensor:
-    """DAT++'s convolution, then norm, attention, residual, norm, MLP, residual, on (B, H, W, C)."""
-    if perception is not None:
-        x = x + perception(x)
-    x = residual(x, attention(norm1(x)))
-    return residual(x, mlp(norm2(x)))
-
-
-class DATStage(nn.Module):
-    """The blocks of one resolution; block d is ``attns[d]`` and ``mlps[d]`` with two norms.
-
-    Args:
-        dim: channels C.
-        attentions: the attention module of each block, on (B, H, W, C).
-        drop_path: rate of stochastic depth of each block.
-        plus_plus: DAT++'s convolutions.
-    """
-
-    def __init__(
-        self, dim: int, attentions: list[nn.Module], drop_path: Sequence[float], plus_plus: bool
-    ):
-        super().__init__()
-        depth = len(attentions)
-        mlp = ConvMlp if plus_plus else Mlp
-        self.layer_norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * depth))
-        self.attns = nn.ModuleList(attentions)
-        self.mlps = nn.ModuleList(mlp(dim, 4 * dim) for _ in range(depth))
-        self.residuals = nn.ModuleList(ScaledResidual(rate) for rate in drop_path)
-        self.local_perception_units = nn.ModuleList(
-            DepthwiseConv(dim) for _ in range(depth if plus_plus else 0)
-        )
-
-    def forward(self, x: Tensor, run) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); ``run(block, *inputs)`` calls each block."""
-        perceptions = self.local_perception_units or [None] * len(self.attns)
-        for d, perception in enumerate(perceptions):
-            norm1, norm2 = self.layer_norms[2 * d], self.layer_norms[2 * d + 1]
-            parts = norm1, self.attns[d], norm2, self.mlps[d], self.residuals[d]
-            x = run(dat_block, x, perception, *parts)
-        return x
-
 
 @MODELS.register_module()
 class DAT(PyramidBackbone):
-    """DAT and DAT++, for images of any size from 32 x 32.
+    """DAT and DAT++, for images of any size.
 
     Args:
         arch: 'tiny', 'small', 'base' (DAT), 'tiny++', 'small++', 'base++' (DAT++), or a dict with
-            :class:`DATArch`'s fields.
+            the fields of :class:`DATArch`.
         img_size: image side in pixels for which the position tables of D blocks have one entry for
             each displacement; images may have any size.
         window_size: side of the windows of L and S blocks in tokens: 7, or 12 in DAT-B at 384.
         out_indices: stages whose maps are returned.
-        drop_path_rate: stochastic depth of the last block; None takes the architecture's published rate.
+        drop_path_rate: stochastic depth of the last block; None: the architecture's published rate.
         frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages.
-        with_cp: recompute blocks in the backward pass instead of storing their activations.
-        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and images of
-            other sizes do not compile them anew.
-        init_cfg: mmengine's initialisation; 'Pretrained' takes the published files.
+        with_cp: recompute blocks in backward instead of storing their activations.
+        compile_blocks: run the blocks through ``torch.compile``; the first steps take minutes, and
+            other image sizes compile nothing anew.
+        in_channels: channels of the images.
+        init_cfg: mmengine's initialization; 'Pretrained' takes the published files.
 
     Raises:
         ValueError: an argument is out of range; the message names it, and the stage.
         TypeError: ``arch`` is neither a name nor a dict.
     """
+
+    family = 'dat'
 
     def __init__(
         self,
@@ -224,90 +128,86 @@ class DAT(PyramidBackbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         compile_blocks: bool = False,
-        init_cfg: dict | None = None,
+        in_channels: int = 3,
+        init_cfg: dict | list | None = None,
     ):
-        super().__init__(out_indices, frozen_stages, with_cp, compile_blocks, init_cfg)
-        arch = look_up_arch(arch, arch_zoo, 'DAT')
-        dims = per_stage('dims', arch.dims)
-        _check_blocks(arch.blocks)
+        row = look_up_arch(arch, arch_zoo, DATArch)
+        dims = per_stage('dims', row.dims)
+        _check_blocks(row.blocks)
         for name in ('num_heads', 'strides', 'kernel_sizes'):
-            per_stage(name, getattr(arch, name))
-        per_stage('groups', arch.groups, minimum=0)
+            per_stage(name, getattr(row, name))
+        per_stage('groups', row.groups, minimum=0)
         for name, value in (('img_size', img_size), ('window_size', window_size)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} must be a positive integer, got {value!r}')
-        rate = arch.drop_path_rate if drop_path_rate is None else drop_path_rate
-        rates = drop_path_rates(check_rate('drop_path_rate', rate), [len(b) for b in arch.blocks])
-
-        self.patch_proj = (
-            overlapping_stem(dims[0]) if arch.plus_plus else Patchify(3, dims[0], 4, bias=True)
-        )
-        self.stages = nn.ModuleList(
-            DATStage(
-                dims[i],
-                [_attention(arch, i, letter, img_size, window_size) for letter in arch.blocks[i]],
-                rates[i],
-                arch.plus_plus,
+        rate = row.drop_path_rate if drop_path_rate is None else drop_path_rate
+        rates = drop_path_rates(rate, [len(letters) for letters in row.blocks])
+        out_indices = stage_indices(out_indices)
+        stages = [
+            Stage(
+                [
+                    _block(row, i, _attention(row, i, letter, img_size, window_size), drop_path)
+                    for letter, drop_path in zip(row.blocks[i], rates[i], strict=True)
+                ],
+                _downsample(dims[i - 1], dims[i], row.plus_plus) if i else None,
+                with_cp=with_cp,
             )
-            for i in range(self.num_built_stages)
+            for i in range(out_indices[-1] + 1)
+        ]
+        super().__init__(
+            _stem(check_channels(in_channels), dims[0], row.plus_plus),
+            stages,
+            dims,
+            in_channels,
+            out_indices,
+            frozen_stages,
+            compile_blocks,
+            init_cfg,
         )
-        self.down_projs = nn.ModuleList(
-            _downsample(dims[i], dims[i + 1], arch.plus_plus)
-            for i in range(self.num_built_stages - 1)
-        )
-        for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
-        self.apply(init_linear)
-        self.apply(channel_last_kernels)
-        stages = (
-            [stage, *self.down_projs[i : i + 1], *self.output_norm(i)]
-            for i, stage in enumerate(self.stages)
-        )
-        self.freeze([[self.patch_proj], *stages])
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Images (B, 3, H, W) -> for each of ``out_indices`` a map (B, C_i, H_i, W_i), H_i = ceil(H / 2**(i+2))."""
-        check_image(x)
-        x = self.patch_proj(x)
-        outputs = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x.permute(0, 2, 3, 1), self.run)
-            # Channel-first in memory too: mmcv's compiled operators read it so, whatever the strides.
-            outputs += [norm(x).permute(0, 3, 1, 2).contiguous() for norm in self.output_norm(i)]
-            x = x.permute(0, 3, 1, 2)
-            if i < len(self.down_projs):
-                x = self.down_projs[i](x)
-        return tuple(outputs)
 
 
-def _downsample(dim: int, out_dim: int, plus_plus: bool) -> nn.Module:
-    if plus_plus:
-        conv = nn.Conv2d(dim, out_dim, 3, 2, 1, bias=False)
-        return nn.Sequential(conv, ChannelNorm(out_dim))
-    return Patchify(dim, out_dim, 2, bias=False)
+def _stem(in_channels: int, dim: int, plus_plus: bool) -> nn.Module:
+    """Stem to 1/4 of the image: patches of 4 x 4 pixels, or DAT++'s two strided convolutions."""
+    if not plus_plus:
+        return ConvNorm(in_channels, dim, 4, 4)
+    return nn.Sequential(
+        ConvNorm(in_channels, dim // 2, 3, 2), nn.GELU(), ConvNorm(dim // 2, dim, 3, 2)
+    )
 
 
-def _attention(arch: DATArch, i: int, letter: str, img_size: int, window_size: int) -> nn.Module:
-    """The attention of a block of stage i."""
-    dim, num_heads = arch.dims[i], arch.num_heads[i]
+def _downsample(dim: int, out_dim: int, plus_plus: bool) -> ConvNorm:
+    return ConvNorm(dim, out_dim, 3 if plus_plus else 2, 2, bias=False)
+
+
+def _block(row: DATArch, i: int, attention: nn.Module, drop_path: float) -> TransformerBlock:
+    dim = row.dims[i]
+    if not row.plus_plus:
+        return TransformerBlock(dim, attention, Mlp(dim, MLP_RATIO * dim), drop_path)
+    mlp = ConvMlp(dim, MLP_RATIO * dim, residual=True)
+    conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+    return TransformerBlock(dim, attention, mlp, drop_path, conv=conv)
+
+
+def _attention(row: DATArch, i: int, letter: str, img_size: int, window_size: int) -> nn.Module:
+    dim, num_heads = row.dims[i], row.num_heads[i]
     try:
         if letter == 'L':
             return WindowAttention(dim, num_heads, window_size)
-        if letter == 'S':
+        if letter == 'S':  # DAT's shift is rounded up, Swin's down
             return WindowAttention(dim, num_heads, window_size, shift=(window_size + 1) // 2)
         if letter == 'N':
             return NeighborhoodAttention(dim, num_heads, NEIGHBORHOOD)
         return DeformableAttention(
             dim,
             num_heads,
-            arch.groups[i],
+            row.groups[i],
             table_size=-(-img_size // 2 ** (i + 2)),
-            stride=arch.strides[i],
-            kernel_size=arch.kernel_sizes[i],
-            offset_range=arch.offset_range,
-            plus_plus=arch.plus_plus,
-            offsets=arch.offsets,
-            position_bias=arch.position_bias,
+            stride=row.strides[i],
+            kernel_size=row.kernel_sizes[i],
+            offset_range=row.offset_range,
+            plus_plus=row.plus_plus,
+            offsets=row.offsets,
+            position_bias=row.position_bias,
         )
     except ValueError as error:
         raise ValueError(f'stage {i}, block {letter}: {error}') from error

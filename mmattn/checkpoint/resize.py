@@ -1,15 +1,16 @@
-"""Fitting position tables to other windows."""
+"""Tensors fitted to other windows, image sizes and input channels."""
 
 from __future__ import annotations
 
 import math
+import re
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """A relative position bias table for another window, bicubically as an image of each head.
+    """Relative position bias table for another window, interpolated bicubically for each head.
 
     Args:
         table: ((2w-1)**2, heads).
@@ -34,10 +35,7 @@ def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def resize_displacement_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """A deformable attention's position table for another image size.
-
-    The module reads it bilinearly from corner to corner (displacements from -2 to 2, whatever the map), and so it
-    is read here.
+    """Table of displacements for another image size, interpolated as deformable attention reads it.
 
     Args:
         table: (heads, 2s-1, 2s-1).
@@ -51,3 +49,48 @@ def resize_displacement_table(table: Tensor, shape: tuple[int, ...]) -> Tensor |
     image = table[None].float() if table.itemsize < 4 else table[None]
     wanted = F.interpolate(image, size=shape[1:], mode='bilinear', align_corners=True)
     return wanted[0].to(table.dtype)
+
+
+def resize_input_channels(kernel: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """Kernel of a first convolution for images with another number of channels.
+
+    Of one channel, the kernel is the sum over the colors (a gray image then gives what three equal
+    channels gave); of more, the colors are repeated in turn and scaled to keep the sum.
+
+    Args:
+        kernel: (out, c, h, w).
+        shape: (out, c', h, w), the shape wanted.
+
+    Returns:
+        The kernel of that shape, or None where more than the channels differs.
+    """
+    same = kernel.ndim == len(shape) == 4 and kernel.shape[2:] == shape[2:]
+    if not same or kernel.shape[0] != shape[0]:
+        return None
+    channels, wanted = kernel.shape[1], shape[1]
+    if wanted == 1:
+        return kernel.sum(1, keepdim=True)
+    repeated = kernel.repeat(1, -(-wanted // channels), 1, 1)[:, :wanted]
+    return repeated * (channels / wanted)
+
+
+# By a pattern of our names, what fits a tensor to another size.
+_RESIZES = {
+    r'.*\.relative_position_bias_table': resize_bias_table,
+    r'.*\.position_bias\.table': resize_displacement_table,
+    r'stem\.(0\.)?(conv|proj)\.weight': resize_input_channels,
+}
+
+
+def resize(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
+    """A backbone's tensor in the shape that a model wants, or None if it cannot be resized.
+
+    Args:
+        name: our name of it, from the backbone on.
+        value: the tensor.
+        shape: the shape wanted.
+    """
+    for pattern, function in _RESIZES.items():
+        if re.fullmatch(pattern, name):
+            return function(value, shape)
+    return None
