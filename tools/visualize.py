@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mmattn.checkpoint import CheckpointError
 from mmattn.visualization.detection import Instances
-from mmattn.visualization.hook import rendered
+from mmattn.visualization.draw.base import rendered
 from mmattn.visualization.page import PageImage, page_data, render_page
 from mmattn.visualization.pictures import Choice, attention_pictures, model_pictures
 from mmattn.visualization.sheet import contact_sheet

@@ -3,11 +3,11 @@
 # No moving average (EMAHook) with it: it copies the model, which FSDP does not allow.
 runner_type = 'FlexibleRunner'
 strategy = dict(
-    type='mmattn.fsdp.BlockFSDPStrategy',
+    type='mmattn.engine.fsdp.BlockFSDPStrategy',
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,
-        auto_wrap_policy=dict(type='mmattn.fsdp.wrap_blocks'),
+        auto_wrap_policy=dict(type='mmattn.engine.fsdp.wrap_blocks'),
     ),
     state_dict_cfg='full',
 )

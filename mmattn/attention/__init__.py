@@ -5,7 +5,7 @@ from .details import DeformableDetails, KeptKeys, LocalDetails, QuadTreeDetails
 from .neighborhood import NeighborhoodAttention
 from .pyramid import quadtree_attention
 from .quadtree import QuadTreeAttention
-from .window import GlobalWindowAttention, WindowAttention, window_tokens
+from .window import GlobalWindowAttention, WindowAttention
 
 __all__ = [
     'DeformableAttention',
@@ -18,5 +18,4 @@ __all__ = [
     'QuadTreeDetails',
     'WindowAttention',
     'quadtree_attention',
-    'window_tokens',
 ]

@@ -69,12 +69,7 @@ class _WindowAttention(nn.Module):
             q, k, self.bias(), self.window_size, self.shift, pad_k
         )  # (B, windows, heads, N, N)
         layout = window_tokens(height, width, self.window_size, self.shift).to(k.device)
-        place = torch.empty(height * width, dtype=torch.long, device=k.device)
-        inside = layout.flatten() >= 0
-        place[layout.flatten()[inside]] = inside.nonzero().squeeze(1)
-        place = place[select_queries(queries, height * width, k.device)]
-        window, row = place // layout.shape[1], place % layout.shape[1]
-        return LocalDetails(weights[:, window, :, row].permute(1, 2, 0, 3), layout[window])
+        return select_windows(weights, layout, select_queries(queries, height * width, k.device))
 
 
 class WindowAttention(_WindowAttention):
@@ -157,3 +152,19 @@ def window_tokens(height: int, width: int, window_size: int, shift: int = 0) -> 
     tokens = tokens.roll((-shift, -shift), (0, 1))
     windows = tokens.unflatten(1, (-1, window_size)).unflatten(0, (-1, window_size))
     return windows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+
+
+def select_windows(weights: Tensor, layout: Tensor, queries: Tensor) -> LocalDetails:
+    """Attention of some tokens to their windows, out of that of all windows.
+
+    Args:
+        weights: (B, windows, heads, N, N), query first.
+        layout: (windows, N), of :func:`window_tokens`.
+        queries: row-major indices of tokens, int64 (n,).
+    """
+    flat = layout.flatten()
+    inside = (flat >= 0).nonzero().squeeze(1)
+    place = torch.empty_like(inside)
+    place[flat[inside]] = inside
+    window, row = place[queries] // layout.shape[1], place[queries] % layout.shape[1]
+    return LocalDetails(weights[:, window, :, row].permute(1, 2, 0, 3), layout[window])

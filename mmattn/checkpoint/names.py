@@ -65,7 +65,7 @@ GCVIT = Family(
         (r'^stages\.3\.norm\.', CLASSIFIER_NORM),
         (
             r'\.global_block\.blocks\.conv(\d+)\.',
-            lambda match: f'.global_query.steps.{int(match[1]) - 1}.',
+            lambda match: f'.global_query.steps.{int(match[1]) - 1}.conv_block.',
         ),
         (
             r'\.conv_block\.(conv_dw|se\.fc1|se\.fc2|conv_pw)\.',
@@ -125,7 +125,7 @@ DAT = Family(
 
 QUADTREE = Family(
     origins={
-        'published': r'block1\.0\.attn\.',
+        'published': r'block1\.0\.attn\.q_proj\.',
         'mmattn': r'stages\.0\.norm\.',
     },
     patterns=(

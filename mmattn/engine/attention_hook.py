@@ -1,4 +1,4 @@
-"""A training hook that shows, at every evaluation, where the model looks."""
+"""Training hook that writes pictures of the model's attention at every evaluation."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
-from .capture import Capture, capture, find_backbone
-from .detection import Instances
-from .draw.maps import plot_features
-from .pictures import Choice, attention_pictures
+from mmattn.visualization.capture import Capture, capture, find_backbone
+from mmattn.visualization.detection import Instances
+from mmattn.visualization.draw.base import rendered
+from mmattn.visualization.draw.maps import plot_features
+from mmattn.visualization.pictures import Choice, attention_pictures
 
 
 @HOOKS.register_module()
@@ -86,13 +85,6 @@ class AttentionHook(Hook):
         with torch.no_grad():
             for kind, draw in pictures.items():
                 runner.visualizer.add_image(f'{kind}_{batch_idx}', rendered(draw()), runner.iter)
-
-
-def rendered(figure: Figure) -> np.ndarray:
-    """A figure as uint8 RGB (H, W, 3)."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _picture(inputs: Tensor) -> np.ndarray:

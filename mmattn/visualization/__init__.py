@@ -1,66 +1,46 @@
-"""Pictures of what models see and how they learn; arrays in, arrays and figures out.
+"""Pictures of what models attend to: arrays first, then figures of them.
 
-:func:`capture` watches a forward pass; :func:`attention_maps` and the functions of one family turn what it saw into
-arrays; ``plot_*`` draw them. :class:`Subject` makes all that from a config, a checkpoint and an image file.
+:func:`capture` watches a forward pass and needs torch alone; :func:`attention_maps` and the
+functions of one family turn what it saw into arrays; ``plot_*`` draw them. :class:`Subject` makes
+all that from a config, a checkpoint and an image file. Other modules than ``capture`` are imported
+at first use, as they need matplotlib.
 """
 
-from .attention import attention_maps
-from .cam import grad_cam
-from .capture import Block, Capture, capture
-from .curves import plot_growth, plot_learning_curve, plot_memory, plot_scaling
-from .deformable import sampling_points, top_keys
-from .detection import Instances, plot_predictions
-from .draw.deformable import plot_sampling_points, plot_top_keys
-from .draw.maps import plot_features, plot_grad_cam, plot_receptive_field
-from .draw.predictions import plot_prediction
-from .draw.quadtree import plot_kept_patches
-from .draw.windows import plot_chosen_window, plot_received_attention
-from .hook import AttentionHook
-from .page import PageImage, page_data, render_page
-from .pca import feature_pca
-from .quadtree import kept_patches, looks_across
-from .receptive_field import effective_receptive_field
-from .sheet import contact_sheet
-from .speedups import plot_speedups, plot_steps
-from .subject import Subject, View
-from .windows import chosen_window, received_attention
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    'AttentionHook',
-    'Block',
-    'Capture',
-    'Instances',
-    'PageImage',
-    'Subject',
-    'View',
-    'attention_maps',
-    'capture',
-    'chosen_window',
-    'contact_sheet',
-    'effective_receptive_field',
-    'feature_pca',
-    'grad_cam',
-    'kept_patches',
-    'looks_across',
-    'page_data',
-    'plot_chosen_window',
-    'plot_features',
-    'plot_grad_cam',
-    'plot_growth',
-    'plot_kept_patches',
-    'plot_learning_curve',
-    'plot_memory',
-    'plot_prediction',
-    'plot_predictions',
-    'plot_received_attention',
-    'plot_receptive_field',
-    'plot_sampling_points',
-    'plot_scaling',
-    'plot_speedups',
-    'plot_steps',
-    'plot_top_keys',
-    'received_attention',
-    'render_page',
-    'sampling_points',
-    'top_keys',
-]
+from .capture import Block, Capture, capture
+
+_NAMES = {
+    'attention': ('attention_maps',),
+    'cam': ('grad_cam',),
+    'curves': ('plot_growth', 'plot_learning_curve', 'plot_memory', 'plot_scaling'),
+    'deformable': ('sampling_points', 'top_keys'),
+    'detection': ('Instances', 'plot_predictions'),
+    'draw.deformable': ('plot_sampling_points', 'plot_top_keys'),
+    'draw.maps': ('plot_features', 'plot_grad_cam', 'plot_receptive_field'),
+    'draw.predictions': ('plot_prediction',),
+    'draw.quadtree': ('plot_kept_patches',),
+    'draw.windows': ('plot_chosen_window', 'plot_received_attention'),
+    'page': ('PageImage', 'page_data', 'render_page'),
+    'pca': ('feature_pca',),
+    'quadtree': ('kept_patches', 'looks_across'),
+    'receptive_field': ('effective_receptive_field',),
+    'sheet': ('contact_sheet',),
+    'speedups': ('plot_speedups', 'plot_steps'),
+    'subject': ('Subject', 'View'),
+    'windows': ('chosen_window', 'received_attention'),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULES, 'Block', 'Capture', 'capture'])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

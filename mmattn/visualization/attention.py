@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import deformable, neighborhood, quadtree, windows
+from . import deformable, local, quadtree
 from .capture import Block, tokens_of
 
-_LOOKS = {
-    'local': windows.looks,
-    'shifted': windows.looks,
-    'global': windows.looks,
-    'neighborhood': neighborhood.looks,
-    'deformable': deformable.looks,
-    'quadtree': quadtree.looks,
+_TO_TOKENS = {
+    'local': local.attention_to_tokens,
+    'shifted': local.attention_to_tokens,
+    'global': local.attention_to_tokens,
+    'neighborhood': local.attention_to_tokens,
+    'deformable': deformable.attention_to_tokens,
+    'quadtree': quadtree.attention_to_tokens,
 }
 
 
@@ -40,4 +40,4 @@ def attention_maps(block: Block, queries: Sequence[tuple[int, int]] | Tensor) ->
     """
     tokens = tokens_of(block, queries)
     with torch.no_grad():
-        return _LOOKS[block.kind](block, tokens).float().cpu().numpy()
+        return _TO_TOKENS[block.kind](block, tokens).float().cpu().numpy()

@@ -18,18 +18,12 @@ from mmattn.attention import (
     QuadTreeAttention,
     WindowAttention,
 )
-from mmattn.backbones import DAT, GCViT, QuadTree
+from mmattn.backbones.base import PyramidBackbone
 
 STEM_STRIDE = 4  # pixels a token in stage 0; each stage doubles it
 
-# Where a backbone's attention modules are: stage, then block; the published names of QuadTree count from 1.
-ATTENTION_NAMES = {
-    'GCViT': r'levels\.(\d+)\.blocks\.(\d+)\.attn',
-    'DAT': r'stages\.(\d+)\.attns\.(\d+)',
-    'QuadTree': r'block(\d+)\.(\d+)\.attn',
-    'SwinTransformer': r'stages\.(\d+)\.blocks\.(\d+)\.attn',
-}
-FIRST_STAGE = {'QuadTree': 1}
+# Attention modules by stage and block, in our backbones and in mmdet's Swin.
+ATTENTION_NAME = r'stages\.(\d+)\.blocks\.(\d+)\.attn'
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ def find_backbone(model: nn.Module) -> nn.Module:
         TypeError: there is none.
     """
     for module in model.modules():
-        if isinstance(module, (GCViT, DAT, QuadTree)) or _is_mmdet_swin(module):
+        if isinstance(module, PyramidBackbone) or _is_mmdet_swin(module):
             return module
     raise TypeError(
         'attention is shown of the backbones GCViT, DAT and QuadTree, and of mmdet.SwinTransformer to compare; '
@@ -189,12 +183,9 @@ def _is_mmdet_swin(module: nn.Module) -> bool:
 
 
 def _attention_modules(backbone: nn.Module) -> Iterator[tuple[int, int, nn.Module]]:
-    family = next(
-        kind.__name__ for kind in type(backbone).__mro__ if kind.__name__ in ATTENTION_NAMES
-    )
     for name, module in backbone.named_modules():
-        if match := re.fullmatch(ATTENTION_NAMES[family], name):
-            yield int(match[1]) - FIRST_STAGE.get(family, 0), int(match[2]), module
+        if match := re.fullmatch(ATTENTION_NAME, name):
+            yield int(match[1]), int(match[2]), module
 
 
 def _start(seen: Capture, backbone: nn.Module, inputs: tuple) -> None:
@@ -215,18 +206,21 @@ def _keep(seen: Capture, stage: int, index: int, module: nn.Module, inputs: tupl
     seen.blocks.append(Block(stage, index, kind, module, inputs, size))
 
 
+_KINDS = {
+    QuadTreeAttention: 'quadtree',
+    GlobalWindowAttention: 'global',
+    NeighborhoodAttention: 'neighborhood',
+    DeformableAttention: 'deformable',
+}
+
+
 def _describe(module: nn.Module, inputs: tuple) -> tuple[str, tuple[int, int]]:
-    x = inputs[0]
-    if isinstance(module, QuadTreeAttention):
-        return 'quadtree', tuple(x.shape[2:])
-    if isinstance(module, GlobalWindowAttention):
-        return 'global', tuple(x.shape[1:3])
+    """Kind of an attention module, and rows and columns of its map."""
+    for kind, name in _KINDS.items():
+        if isinstance(module, kind):
+            return name, tuple(inputs[0].shape[1:3])
     if isinstance(module, WindowAttention):
-        return 'shifted' if module.shift else 'local', tuple(x.shape[1:3])
-    if isinstance(module, NeighborhoodAttention):
-        return 'neighborhood', tuple(x.shape[1:3])
-    if isinstance(module, DeformableAttention):
-        return 'deformable', tuple(x.shape[1:3])
+        return 'shifted' if module.shift else 'local', tuple(inputs[0].shape[1:3])
     return 'shifted' if module.shift_size else 'local', tuple(inputs[1])  # mmdet's ShiftWindowMSA
 
 

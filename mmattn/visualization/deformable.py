@@ -71,8 +71,11 @@ def top_keys(block: Block, query: tuple[int, int], num: int = 25) -> TopKeys:
     return TopKeys(points.numpy(), weights.float().cpu().numpy())
 
 
-def looks(block: Block, tokens: Tensor) -> Tensor:
-    """Row-major queries (n,) -> their attention to all tokens, (n, heads, H, W), each sample's to the four around."""
+def attention_to_tokens(block: Block, tokens: Tensor) -> Tensor:
+    """Row-major queries (n,) -> their attention to all tokens, (n, heads, H, W).
+
+    The attention to a sample is divided among the four tokens around it.
+    """
     details = block.module.details(*block.inputs, queries=tokens)
     weights = details.weights[0].flatten(2).transpose(0, 1)  # (n, heads, Nk)
     n, heads, _ = weights.shape

@@ -42,13 +42,13 @@ def kept_patches(
 
     Args:
         attention: of a backbone (``block.module``) or of anybody's network.
-        query_map: (1, C, H, W), for instance ``block.inputs[0]``.
+        query_map: (1, H, W, C), for instance ``block.inputs[0]``.
         query: (row, column) in tokens of ``query_map``.
-        context_map: (1, C, H', W') of the other image in attention between two.
+        context_map: (1, H', W', C) of the other image in attention between two.
     """
-    kept = []
+    nobody = torch.zeros(0, dtype=torch.long, device=query_map.device)
     with torch.no_grad():
-        attention(query_map, context_map, kept=kept)
+        kept = attention.details(query_map, context_map, queries=nobody).kept
     levels = []
     for i, keys in enumerate(kept):
         level = attention.num_levels - 1 - i
@@ -61,10 +61,10 @@ def kept_patches(
     return levels
 
 
-def looks(block: Block, tokens: Tensor) -> Tensor:
-    """Row-major queries (n,) -> their attention to all tokens, (n, heads, H, W), of all levels together."""
-    levels = block.module.weights(*block.inputs, tokens)
-    return spread(levels, block.size)[0]
+def attention_to_tokens(block: Block, tokens: Tensor) -> Tensor:
+    """Row-major queries (n,) -> their attention to all tokens, (n, heads, H, W), over all levels."""
+    levels = block.module.details(*block.inputs, queries=tokens).weights
+    return spread(levels, block.size)[0].transpose(0, 1)
 
 
 def looks_across(
@@ -75,13 +75,13 @@ def looks_across(
     Args:
         attention, query_map, query, context_map: as for :func:`kept_patches`.
     """
-    token = torch.tensor([query[0] * query_map.shape[3] + query[1]], device=query_map.device)
-    levels = attention.weights(query_map, token, context_map)
-    return spread(levels, context_map.shape[2:])[0, 0].float().cpu().numpy()
+    token = torch.tensor([query[0] * query_map.shape[2] + query[1]], device=query_map.device)
+    levels = attention.details(query_map, context_map, queries=token).weights
+    return spread(levels, context_map.shape[1:3])[0, :, 0].float().cpu().numpy()
 
 
 def spread(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """Levels' attention, coarsest first -> of all together to the tokens of a map, (B, n, heads, *size)."""
+    """Levels' attention, coarsest first -> of all together to the tokens of a map, (B, heads, n, *size)."""
     total = 0
     for i, level in enumerate(levels):
         cell = 2 ** (len(levels) - 1 - i)

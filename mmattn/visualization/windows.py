@@ -1,4 +1,4 @@
-"""Attention within windows: GC ViT's local and global blocks, DAT's local ones, mmdet's Swin."""
+"""Attention within windows: GC ViT's local and global blocks, DAT's local blocks, mmdet's Swin."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from mmattn.attention import LocalDetails
+from mmattn.attention.window import select_windows, window_tokens
 
 from .capture import Block, tokens_of
 
@@ -31,101 +34,74 @@ class ChosenWindow(NamedTuple):
 
 
 def received_attention(block: Block) -> np.ndarray:
-    """How much attention each token gets, over what it would get if all that a query may look at got the same.
+    """Attention that each token gets, relative to an even share.
 
-    The mean over the queries of its window that may look at it: 1 is a token like any other, 3 one that is looked at
+    The mean over the queries that may look at it: 1 is a token like any other, 3 one that gets
     three times as much.
 
     Returns:
         float32 (heads, H, W), from 0 to the number of tokens of a window.
     """
     with torch.no_grad():
-        weights = window_weights(block)[0]  # (windows, heads, N, N)
-        layout = _layout(block)
-        # Queries in the padding are cropped from the result, so they do not count.
-        may_look = (weights > MASKED) & (layout >= 0)[:, None, :, None]
-        over_average = weights * may_look.sum(3, keepdim=True)
-        share = (over_average * may_look).sum(2) / may_look.sum(2).clamp(min=1)
-        received = share.new_zeros(block.num_heads, block.size[0] * block.size[1])
-        inside = layout >= 0
-        received[:, layout[inside]] = share.transpose(1, 2)[inside].T
+        weights, keys = window_details(block)
+        weights = weights[0]  # (heads, n, N)
+        may_look = weights > MASKED
+        relative = weights * may_look.sum(2, keepdim=True)
+        count = block.size[0] * block.size[1]
+        # The padding is collected in one place behind the map.
+        index = keys.where(keys >= 0, count).expand_as(weights).flatten(1)
+        total, looks_at = (
+            weights.new_zeros(len(weights), count + 1).scatter_add_(1, index, part.flatten(1))
+            for part in (relative * may_look, may_look.to(weights.dtype))
+        )
+        received = (total / looks_at.clamp(min=1))[:, :-1]
         return received.unflatten(1, block.size).float().cpu().numpy()
 
 
 def chosen_window(block: Block, query: tuple[int, int]) -> ChosenWindow:
-    """The window that holds a token, and what is attended in it.
+    """The window that holds a token, and the attention within it.
 
     Args:
         block: of :func:`mmattn.visualization.capture`, with window attention.
         query: (row, column) in tokens.
     """
-    token = tokens_of(block, [query])
     with torch.no_grad():
-        layout = _layout(block)
-        ((window, row),) = (layout == token).nonzero().tolist()
-        weights = window_weights(block)[0, window]
-    places = layout[window]
-    inside = (places >= 0).cpu().numpy()
-    side = round(len(inside) ** 0.5)
-    grid = inside.reshape(side, side)
-    height, width = grid.any(1).sum(), grid.any(0).sum()
-    flat = places.cpu().numpy()[inside].reshape(height, width)
-    rows, columns = flat[:, 0] // block.size[1], flat[0] % block.size[1]
+        token = tokens_of(block, [query])
+        own, keys = window_details(block, token)
+        inside = keys[0] >= 0
+        members = keys[0][inside]
+        mean = window_details(block, members).weights[0].mean(1)
+    places = members.cpu().numpy()
+    rows = np.unique(places // block.size[1])
+    side = (len(rows), len(places) // len(rows))
+    columns = places.reshape(side)[0] % block.size[1]
+    rows = places.reshape(side)[:, 0] // block.size[1]
 
-    def crop(share):
-        return share.float().cpu().numpy()[:, inside].reshape(-1, height, width)
+    def crop(weights: Tensor) -> np.ndarray:
+        return weights[:, inside].float().cpu().numpy().reshape(-1, *side)
 
-    mean = weights[:, torch.from_numpy(inside)].mean(1)
-    return ChosenWindow(rows, columns, crop(weights[:, row]), crop(mean))
-
-
-def looks(block: Block, tokens: Tensor) -> Tensor:
-    """Row-major queries (n,) -> their attention to all tokens, (n, heads, H, W)."""
-    weights, layout = window_weights(block)[0], _layout(block)
-    place = (layout.flatten() == tokens[:, None]).int().argmax(1)
-    window, row = place // layout.shape[1], place % layout.shape[1]
-    shares = weights[window, :, row]  # (n, heads, N)
-    keys = layout[window].unsqueeze(1).expand_as(shares)
-    height, width = block.size
-    # The padding goes to one place behind the map.
-    out = shares.new_zeros(*shares.shape[:2], height * width + 1)
-    out.scatter_(2, keys.where(keys >= 0, height * width), shares)
-    return out[..., :-1].unflatten(2, block.size)
+    return ChosenWindow(rows, columns, crop(own[0, :, 0]), crop(mean))
 
 
-def window_weights(block: Block) -> Tensor:
-    """(1, windows, heads, N, N), query first, through the module's own way."""
-    module = block.module
-    return module.weights(*block.inputs) if hasattr(module, 'weights') else _swin_weights(block)
+def window_details(block: Block, tokens: Tensor | None = None) -> LocalDetails:
+    """Attention of some tokens of the map, or of all, to their windows."""
+    if hasattr(block.module, 'details'):
+        return block.module.details(*block.inputs, queries=tokens)
+    return _swin_details(block, tokens)
 
 
-def _swin_weights(block: Block) -> Tensor:
-    """What mmdet's ShiftWindowMSA multiplies its values with: its dropout of them sees it, once run again."""
+def _swin_details(block: Block, tokens: Tensor | None) -> LocalDetails:
+    """Attention weights of mmdet's ShiftWindowMSA, caught at its dropout."""
     seen = []
-    dropout: nn.Module = block.module.w_msa.attn_drop
-    handle = dropout.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    module = block.module
+    dropout: nn.Module = module.w_msa.attn_drop
+    handle = dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        block.module(*block.inputs)
+        module(*block.inputs)
     finally:
         handle.remove()
-    return seen[0][None]
-
-
-def _layout(block: Block) -> Tensor:
-    module = block.module
-    shift = getattr(module, 'shift', getattr(module, 'shift_size', 0))
-    return window_tokens(*block.size, module.window_size, shift).to(block.inputs[0].device)
-
-
-def window_tokens(height: int, width: int, window_size: int, shift: int = 0) -> Tensor:
-    """Which token of the map stands at each place of each window; -1: padding.
-
-    Returns:
-        Row-major indices, int64 (windows, window_size**2), windows and places row-major too.
-    """
-    padded = [side + -side % window_size for side in (height, width)]
-    tokens = torch.full(padded, -1)
-    tokens[:height, :width] = torch.arange(height * width).view(height, width)
-    tokens = tokens.roll((-shift, -shift), (0, 1))
-    windows = tokens.unflatten(1, (-1, window_size)).unflatten(0, (-1, window_size))
-    return windows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    weights = seen[0][None]  # (1, windows, heads, N, N)
+    layout = window_tokens(*block.size, module.window_size, module.shift_size).to(weights.device)
+    if tokens is None:
+        tokens = torch.arange(block.size[0] * block.size[1], device=weights.device)
+    return select_windows(weights, layout, tokens)

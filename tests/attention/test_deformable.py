@@ -24,6 +24,17 @@ def make(plus_plus=False, stride=1, groups=2, **options):
     )
 
 
+def first(linear, maps):
+    """A linear layer on channel-first maps."""
+    return linear(maps.movedim(1, -1)).movedim(-1, 1)
+
+
+def weigh(details, values, x):
+    """Weights times values (B, heads, d, H_k, W_k) -> (B, C, H, W) for a map like x."""
+    out = torch.einsum('bhnij,bhcij->bhcn', details.weights, values)
+    return out.flatten(1, 2).unflatten(2, x.shape[1:3])
+
+
 def sample(x, positions):
     """A map (B, H, W, 16) at the positions of two groups, (B, 16, H_k, W_k)."""
     groups = x.permute(0, 3, 1, 2).chunk(2, dim=1)
@@ -45,7 +56,7 @@ def test_definition_query_by_query(plus_plus, stride):
     assert (height_k, width_k) == (-(-5 // stride), -(-9 // stride))
     maps = x.permute(0, 3, 1, 2)
     sampled = sample(x, details.positions)
-    q, k, v = module.proj_q(maps), module.proj_k(sampled), module.proj_v(sampled)
+    q, k, v = first(module.q_proj, maps), first(module.k_proj, sampled), first(module.v_proj, sampled)
     side = 2 * 6 - 1
     expected = torch.empty_like(maps)
     for head in range(4):
@@ -66,12 +77,12 @@ def test_definition_query_by_query(plus_plus, stride):
                 weight = (1 - (cell[..., 0] - row).abs()).clamp(0) * (
                     1 - (cell[..., 1] - column).abs()
                 ).clamp(0)
-                bias += weight * module.rpe_table[head, row, column]
+                bias += weight * module.position_bias.table[head, row, column]
             scores = torch.einsum('c,cij->ij', q[0, channels, y, x_], k[0, channels]) / 2 + bias
             weights = scores.flatten().softmax(0).view_as(scores)
-            torch.testing.assert_close(details.weights[0, head, y, x_], weights)
+            torch.testing.assert_close(details.weights[0, head, 9 * y + x_], weights)
             expected[0, channels, y, x_] = torch.einsum('ij,cij->c', weights, v[0, channels])
-    torch.testing.assert_close(out, module.proj_out(expected).permute(0, 2, 3, 1))
+    torch.testing.assert_close(out, module.proj(expected.permute(0, 2, 3, 1)))
 
 
 def test_positions_are_the_references_plus_bounded_offsets():
@@ -83,7 +94,7 @@ def test_positions_are_the_references_plus_bounded_offsets():
 
 def test_plus_plus_clamps_to_the_map():
     module = make(plus_plus=True, stride=2)
-    module.conv_offset[3].weight.data *= 1e3
+    module.offsets.proj.weight.data *= 1e3
     positions = module.details(draw(1, 7, 8, 16)).positions
     assert positions.abs().max() == 1 and (positions.abs() == 1).double().mean() > 0.5
 
@@ -98,10 +109,10 @@ def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
     sampled = F.grid_sample(maps, references.flip(-1)[None], align_corners=True)
     q, k, v = (
         t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
-        for t in (module.proj_q(maps), module.proj_k(sampled), module.proj_v(sampled))
+        for t in (first(module.q_proj, maps), first(module.k_proj, sampled), first(module.v_proj, sampled))
     )
     plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(1, 16, 5, 9)
-    torch.testing.assert_close(module(x), module.proj_out(plain).permute(0, 2, 3, 1))
+    torch.testing.assert_close(module(x), module.proj(plain.permute(0, 2, 3, 1)))
 
 
 @pytest.mark.parametrize('position_bias', ['none', 'table'])
@@ -109,27 +120,28 @@ def test_zero_offsets_on_an_even_grid_are_plain_strided_attention(position_bias)
     """On 5 x 7 cells a stride of 3 has its reference points in the middle of every second cell."""
     module, x = make(stride=3, position_bias=position_bias), draw(2, 5, 7, 16)
     with torch.no_grad():
-        module.conv_offset[3].weight.zero_()
+        module.offsets.proj.weight.zero_()
         if (
             position_bias == 'table'
         ):  # the same for all displacements of a head: no matter to a softmax
-            module.rpe_table.copy_(draw(4, 1, 1).expand_as(module.rpe_table))
+            table = module.position_bias.table
+            table.copy_(draw(4, 1, 1).expand_as(table))
     maps = x.permute(0, 3, 1, 2)
     strided = maps[:, :, 1::2, 1::2]
     assert strided.shape[2:] == module.details(x).references.shape[:2] == (2, 3)
     q, k, v = (
         t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
-        for t in (module.proj_q(maps), module.proj_k(strided), module.proj_v(strided))
+        for t in (first(module.q_proj, maps), first(module.k_proj, strided), first(module.v_proj, strided))
     )
     plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(2, 16, 5, 7)
-    torch.testing.assert_close(module(x), module.proj_out(plain).permute(0, 2, 3, 1))
+    torch.testing.assert_close(module(x), module.proj(plain.permute(0, 2, 3, 1)))
 
 
 def test_groups_have_their_own_offsets():
     module, x = make(groups=4), draw(1, 6, 6, 16)
     before = module.details(x)
     with torch.no_grad():
-        module.proj_q.weight[:4] += 1  # the first group's queries
+        module.q_proj.weight[:4] += 1  # the first group's queries
     after = module.details(x)
     assert not torch.equal(before.positions[:, 0], after.positions[:, 0])
     assert torch.equal(before.positions[:, 1:], after.positions[:, 1:])
@@ -143,15 +155,15 @@ def test_permuting_groups_permutes_the_output():
     twin.load_state_dict(module.state_dict())
     with torch.no_grad():
         for ours, theirs in (
-            (twin.proj_q, module.proj_q),
-            (twin.proj_k, module.proj_k),
-            (twin.proj_v, module.proj_v),
+            (twin.q_proj, module.q_proj),
+            (twin.k_proj, module.k_proj),
+            (twin.v_proj, module.v_proj),
         ):
             ours.weight.copy_(theirs.weight[channels][:, channels])
             ours.bias.copy_(theirs.bias[channels])
-        twin.proj_out.weight.copy_(module.proj_out.weight[channels][:, channels])
-        twin.proj_out.bias.copy_(module.proj_out.bias[channels])
-        twin.rpe_table.copy_(module.rpe_table[order])
+        twin.proj.weight.copy_(module.proj.weight[channels][:, channels])
+        twin.proj.bias.copy_(module.proj.bias[channels])
+        twin.position_bias.table.copy_(module.position_bias.table[order])
     torch.testing.assert_close(twin(x[..., channels]), module(x)[..., channels])
 
 
@@ -159,12 +171,12 @@ def test_details_are_what_the_output_is_made_of():
     module, x = make(), draw(2, 5, 4, 16)
     details = module.details(x)
     torch.testing.assert_close(
-        details.weights.sum((-2, -1)), torch.ones(2, 4, 5, 4, dtype=torch.float64)
+        details.weights.sum((-2, -1)), torch.ones(2, 4, 20, dtype=torch.float64)
     )
     sampled = sample(x, details.positions)
-    values = module.proj_v(sampled).unflatten(1, (4, 4))
-    out = torch.einsum('bhyxij,bhcij->bhcyx', details.weights, values).flatten(1, 2)
-    torch.testing.assert_close(module.proj_out(out).permute(0, 2, 3, 1), module(x))
+    values = first(module.v_proj, sampled).unflatten(1, (4, 4))
+    out = weigh(details, values, x)
+    torch.testing.assert_close(module.proj(out.permute(0, 2, 3, 1)), module(x))
 
 
 @pytest.mark.parametrize('position_bias', ['fixed', 'log_cpb', 'depthwise', 'none'])
@@ -173,11 +185,11 @@ def test_ablations_of_the_position_bias(position_bias):
     for size in ((6, 6), (5, 9)):  # the size that a fixed bias is learned for, and another
         x = draw(2, *size, 16).requires_grad_()
         details, out = module.details(x), module(x)
-        values = module.proj_v(sample(x, details.positions)).unflatten(1, (4, 4))
-        expected = torch.einsum('bhyxij,bhcij->bhcyx', details.weights, values).flatten(1, 2)
+        values = first(module.v_proj, sample(x, details.positions)).unflatten(1, (4, 4))
+        expected = weigh(details, values, x)
         if position_bias == 'depthwise':
-            expected = expected + module.rpe_table(module.proj_q(x.permute(0, 3, 1, 2)))
-        torch.testing.assert_close(out, module.proj_out(expected).permute(0, 2, 3, 1))
+            expected = expected + module.position_bias.conv(module.q_proj(x).permute(0, 3, 1, 2))
+        torch.testing.assert_close(out, module.proj(expected.permute(0, 2, 3, 1)))
         out.square().sum().backward()
     assert all(p.grad is not None for p in module.parameters())
 
@@ -203,12 +215,12 @@ def test_samples_under_autocast_differ_by_rounding_only(dtype):
         DeformableAttention(16, 4, 4, 6, 84, kernel_size=1, offset_range=1.0)
     ).float()
     with torch.no_grad():
-        module.conv_offset[1].norm.weight.fill_(1)
-        for bias in (module.conv_offset[0].bias, module.conv_offset[1].norm.bias):
+        module.offsets.norm.weight.fill_(1)
+        for bias in (module.offsets.dwconv.bias, module.offsets.norm.bias):
             bias.zero_()
-        module.conv_offset[3].weight.copy_(draw(2, 4, 1, 1))
-        for projection in (module.proj_v, module.proj_out):
-            projection.weight.copy_(torch.eye(16)[..., None, None])
+        module.offsets.proj.weight.copy_(draw(2, 4))
+        for projection in (module.v_proj, module.proj):
+            projection.weight.copy_(torch.eye(16))
             projection.bias.zero_()
     x = draw(32, 50, 84, 16).float()
     with torch.autocast('cpu', dtype):

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmattn.attention.quadtree import QuadTreeAttention, quadtree_attention
+from mmattn.attention import QuadTreeAttention, quadtree_attention
+from mmattn.attention.pyramid import attend_pyramids
 
 
 def draw(*shape, seed):
@@ -223,8 +224,7 @@ def test_weights_are_coarsest_first():
 def test_kept_keys_are_reported(attn_type):
     inputs = make(3, 8, 12, 12, 8, batch=2)
     queries, keys, _ = inputs
-    kept = []
-    out = quadtree_attention(*inputs, 2, (5, 3, 1), attn_type, kept=kept)
+    out, kept = attend_pyramids(*inputs, 2, (5, 3, 1), attn_type, inspect=True)
     assert torch.equal(out, quadtree_attention(*inputs, 2, (5, 3, 1), attn_type))
     coarse, fine = kept
     assert (coarse.query_size, coarse.key_size) == ((2, 3), (3, 2))
@@ -270,14 +270,14 @@ def test_an_extent_of_all_keys_changes_nothing():
 def test_module_pads_by_repeating_and_crops(attn_type, size, context_size):
     """Against the pure function on maps that are padded by hand, through indexing."""
     module = randomise(QuadTreeAttention(12, 3, 3, 4, attn_type, level_weights=attn_type == 'B'))
-    x = draw(2, 12, *size, seed=0)
-    context = x if context_size is None else draw(2, 12, *context_size, seed=1)
+    x = draw(2, *size, 12, seed=0)
+    context = x if context_size is None else draw(2, *context_size, 12, seed=1)
 
     def padded(x):
         rows, columns = (
-            torch.arange(-(-side // 4) * 4).clamp(max=side - 1) for side in x.shape[2:]
+            torch.arange(-(-side // 4) * 4).clamp(max=side - 1) for side in x.shape[1:3]
         )
-        return x[:, :, rows][:, :, :, columns]
+        return x[:, rows][:, :, columns].permute(0, 3, 1, 2)
 
     q, k, v = (
         pyramid(padded(project(source)), 3)
@@ -287,19 +287,19 @@ def test_module_pads_by_repeating_and_crops(attn_type, size, context_size):
             (module.v_proj, context),
         )
     )
-    extent = tuple(context.shape[2:])
-    out = quadtree_attention(q, k, v, 3, 4, attn_type, module.py_att.weight, extent)
+    extent = tuple(context.shape[1:3])
+    out = quadtree_attention(q, k, v, 3, 4, attn_type, module.level_weights, extent)
     out = out.flatten(2).unflatten(1, q[0].shape[2:])[:, : size[0], : size[1]]
-    expected = module.proj(out).permute(0, 3, 1, 2)
+    expected = module.proj(out)
     actual = module(x) if context_size is None else module(x, context)
     assert actual.shape == x.shape
     torch.testing.assert_close(actual, expected)
 
 
 def test_self_attention_is_cross_attention_to_the_map_itself():
-    module, x = randomise(QuadTreeAttention(8, 2, 2, 3)), draw(2, 8, 5, 6, seed=0)
+    module, x = randomise(QuadTreeAttention(8, 2, 2, 3)), draw(2, 5, 6, 8, seed=0)
     assert torch.equal(module(x), module(x, x))
-    other = draw(2, 8, 5, 6, seed=1)
+    other = draw(2, 5, 6, 8, seed=1)
     assert not torch.allclose(module(x, other), module(x))
 
 
@@ -308,22 +308,23 @@ PUBLISHED_B = dict(value_act='ReLU', lepe=True, level_weights=True)
 
 def test_lepe_is_added_to_each_level_before_the_mix():
     module = randomise(QuadTreeAttention(6, 2, 3, 2, **PUBLISHED_B))
-    x = draw(1, 6, 8, 12, seed=0)
-    values = [module.v_proj(x)]
-    for branch in module.value_branchs:
+    x = draw(1, 8, 12, 6, seed=0)
+    values = [module.v_proj(x).permute(0, 3, 1, 2)]
+    for branch in module.value_branches:
         values.append(branch(values[-1]))
     zeros = [torch.zeros_like(value) for value in values]
-    queries, keys = (pyramid(project(x), 3) for project in (module.q_proj, module.k_proj))
-    weights = module.py_att.weight.softmax(0)
+    queries, keys = (
+        pyramid(project(x).permute(0, 3, 1, 2), 3) for project in (module.q_proj, module.k_proj)
+    )
+    weights = module.level_weights.softmax(0)
     out = 0
     for level in range(3):
         one = [*zeros[:level], values[level], *zeros[level + 1 :]]
-        message = quadtree_attention(queries, keys, one, 2, 2).flatten(2).transpose(1, 2).view_as(x)
-        lepe = module.py_att.get_vs[2 - level](values[level])
-        lepe = lepe.repeat_interleave(2**level, 2).repeat_interleave(2**level, 3)
+        message = quadtree_attention(queries, keys, one, 2, 2).reshape(x.shape)
+        lepe = module.lepe[2 - level](values[level]).permute(0, 2, 3, 1)
+        lepe = lepe.repeat_interleave(2**level, 1).repeat_interleave(2**level, 2)
         out = out + weights[2 - level] * (message + lepe)
-    expected = module.proj(out.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module(x), module.proj(out))
 
 
 def test_options():
@@ -333,18 +334,13 @@ def test_options():
         module(x).square().sum().backward()
         assert all(p.grad.isfinite().all() for p in module.parameters())
         names = {name.split('.')[0] for name, _ in module.named_parameters()}
-        lepe = len(module.py_att.get_vs)
-        return (
-            names - {'q_proj', 'k_proj', 'v_proj', 'proj'},
-            lepe,
-            module.py_att.weight is not None,
-        )
+        return names - {'q_proj', 'k_proj', 'v_proj', 'proj'}
 
-    assert parts(**PUBLISHED_B) == ({'value_branchs', 'py_att'}, 3, True)
-    assert parts() == parts(attn_type='A') == (set(), 0, False)
-    assert parts(level_weights=True) == ({'py_att'}, 0, True)
-    assert parts(lepe=True) == ({'py_att'}, 3, False)
-    assert parts(value_act='GELU') == ({'value_branchs'}, 0, False)
+    assert parts(**PUBLISHED_B) == {'value_branches', 'lepe', 'level_weights'}
+    assert parts() == parts(attn_type='A') == set()
+    assert parts(level_weights=True) == {'level_weights'}
+    assert parts(lepe=True) == {'lepe'}
+    assert parts(value_act='GELU') == {'value_branches'}
     relu, gelu = (
         randomise(QuadTreeAttention(8, 2, 3, 2, value_act=act)) for act in ('ReLU', 'GELU')
     )
@@ -357,7 +353,7 @@ def test_options():
 def test_any_heads_and_any_k(attn_type, heads, d):
     torch.manual_seed(0)
     module = QuadTreeAttention(heads * d, heads, 3, 1000, attn_type)
-    x = torch.randn(1, heads * d, 9, 6)
+    x = torch.randn(1, 9, 6, heads * d)
     out = module(x)
     assert out.shape == x.shape and out.isfinite().all()
     module.topks = (1, 10**6, 3)
@@ -369,7 +365,7 @@ def test_any_heads_and_any_k(attn_type, heads, d):
 def test_autocast(dtype, attn_type):
     torch.manual_seed(0)
     module = QuadTreeAttention(64, 2, 3, 1000, attn_type)
-    x, context = 3 * torch.randn(2, 64, 11, 14), 3 * torch.randn(2, 64, 7, 8)
+    x, context = 3 * torch.randn(2, 11, 14, 64), 3 * torch.randn(2, 7, 8, 64)
     exact = module(x, context)
     with torch.autocast('cpu', dtype):
         out = module(x, context)
@@ -379,7 +375,7 @@ def test_autocast(dtype, attn_type):
 
 
 def test_empty_batch():
-    assert QuadTreeAttention(8, 2, 3, 4)(torch.zeros(0, 8, 7, 9)).shape == (0, 8, 7, 9)
+    assert QuadTreeAttention(8, 2, 3, 4)(torch.zeros(0, 7, 9, 8)).shape == (0, 7, 9, 8)
 
 
 @pytest.mark.parametrize('attn_type', 'AB')
@@ -408,7 +404,7 @@ def test_compiles_to_one_graph():
     torch.manual_seed(0)
     for attn_type in 'AB':
         options = PUBLISHED_B if attn_type == 'B' else {}
-        module, x = QuadTreeAttention(16, 2, 3, 4, attn_type, **options), torch.randn(1, 16, 7, 12)
+        module, x = QuadTreeAttention(16, 2, 3, 4, attn_type, **options), torch.randn(1, 7, 12, 16)
         compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
         out, expected = compiled(x), module(x)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
@@ -489,14 +485,14 @@ def test_constructor_errors_name_the_argument(arguments, message):
 
 def test_map_errors_give_the_shape():
     module = QuadTreeAttention(8, 2, 2, 4, lepe=True)
-    x = torch.zeros(1, 8, 4, 4)
+    x = torch.zeros(1, 4, 4, 8)
     with pytest.raises(
-        ValueError, match=r'query_map must be \(B, 8, H, W\), got shape \(1, 6, 4, 4\)'
+        ValueError, match=r'query_map must be \(B, H, W, 8\), got shape \(1, 4, 4, 6\)'
     ):
-        module(x[:, :6])
+        module(x[..., :6])
     with pytest.raises(
-        ValueError, match=r'context_map must be \(B, 8, H, W\), got shape \(8, 4, 4\)'
+        ValueError, match=r'context_map must be \(B, H, W, 8\), got shape \(4, 4, 8\)'
     ):
         module(x, x[0])
-    with pytest.raises(ValueError, match=r'with lepe, context_map .* got \(1, 8, 4, 3\)'):
-        module(x, x[..., :3])
+    with pytest.raises(ValueError, match=r'with lepe, context_map .* got \(1, 4, 3, 8\)'):
+        module(x, x[:, :, :3])

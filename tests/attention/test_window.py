@@ -113,3 +113,24 @@ def test_cost_is_the_papers(kind):
 def test_errors_name_the_argument(arguments, name):
     with pytest.raises(ValueError, match=name):
         WindowAttention(*arguments)
+
+
+@pytest.mark.parametrize('size', [(8, 12), (10, 13)])
+@pytest.mark.parametrize('shift', [0, 2])
+def test_details_are_what_the_output_is_made_of(size, shift):
+    """Attention of some tokens times the values of their windows, the padding's among them."""
+    torch.manual_seed(0)
+    module = WindowAttention(8, 2, 4, shift=shift).double()
+    torch.nn.init.normal_(module.qkv.bias)
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    queries = torch.tensor([0, 5, size[0] * size[1] - 1])
+    weights, keys = module.details(x, queries=queries)
+    assert weights.shape == (2, 2, 3, 16) and keys.shape == (3, 16)
+    tokens = torch.cat([x.flatten(1, 2), torch.zeros(2, 1, 8, dtype=torch.float64)], 1)
+    values = module.qkv(tokens)[..., 16:].unflatten(2, (2, 4))[:, keys]  # -1 is the last: zero
+    out = torch.einsum('bhnk,bnkhd->bnhd', weights, values).flatten(2)
+    torch.testing.assert_close(module.proj(out), module(x).flatten(1, 2)[:, queries])
+    everything = module.details(x)
+    assert torch.equal(everything.weights[:, :, queries], weights)
+    assert torch.equal(everything.keys[queries], keys)
+

@@ -1,5 +1,7 @@
 """What is DAT's own: buffers of the published files, two kinds of tables, and two generations of names."""
 
+import re
+
 from helpers import published
 import pytest
 import torch
@@ -34,7 +36,8 @@ def test_masks_and_indices_of_a_file_are_ignored():
     assert {name.rpartition('.')[2] for name in buffers} == set(ours)
     model = small(seed=1)
     report = load_checkpoint(model, state)
-    assert report.dropped == {f'backbone.{name}': 'built by the model' for name in buffers}
+    expected = {re.sub(r'attns\.(\d+)', r'blocks.\1.attn', name) for name in buffers}
+    assert report.dropped == {f'backbone.{name}': 'built by the model' for name in expected}
     assert not report.fresh and not report.resized
     for a, b in zip(model(x), source(x), strict=True):
         assert torch.equal(a, b)
@@ -46,9 +49,9 @@ def test_bias_tables_are_resized_bicubically_for_other_windows():
     model = small(seed=1, window_size=12)
     report = load_checkpoint(model, state)
     assert len(report.resized) == 7 and not report.fresh
-    name = 'stages.2.attns.0.relative_position_bias_table'
+    name = 'stages.2.blocks.0.attn.relative_position_bias_table'
     assert report.resized[f'backbone.{name}'] == ((169, 4), (529, 4))
-    image = state[name].t().reshape(1, 4, 13, 13)
+    image = state['stages.2.attns.0.relative_position_bias_table'].t().reshape(1, 4, 13, 13)
     expected = F.interpolate(image, size=(23, 23), mode='bicubic', align_corners=False)
     torch.testing.assert_close(model.state_dict()[name], expected.view(4, -1).t())
 
@@ -59,7 +62,7 @@ def test_deformable_tables_serve_images_of_any_size(kind):
     source, model = small(kind), small(kind, seed=1)
     report = load_checkpoint(model, published.dat_names(source.state_dict()))
     assert not report.resized
-    tables = [name for name in source.state_dict() if name.endswith('rpe_table')]
+    tables = [name for name in source.state_dict() if name.endswith('position_bias.table')]
     assert tables and all(
         torch.equal(model.state_dict()[name], source.state_dict()[name]) for name in tables
     )
@@ -73,10 +76,10 @@ def test_deformable_tables_keep_their_meaning_in_a_model_for_other_images(kind):
     """A larger img_size has finer tables: they are interpolated as they are read, between corners."""
     source, model = small(kind), small(kind, seed=1, img_size=192)
     report = load_checkpoint(model, published.dat_names(source.state_dict()))
-    name = 'stages.2.attns.1.rpe_table'
+    name = 'stages.2.blocks.1.attn.position_bias.table'
     assert report.resized[f'backbone.{name}'] == ((4, 11, 11), (4, 23, 23))
     assert set(report.resized) == {
-        f'backbone.{name}' for name in source.state_dict() if name.endswith('rpe_table')
+        f'backbone.{name}' for name in source.state_dict() if name.endswith('position_bias.table')
     }
     before, after = source.state_dict()[name], model.state_dict()[name]
     # Every entry of the finer table is what the coarser one reads at that displacement.

@@ -68,7 +68,7 @@ def test_url_is_downloaded_once(served, tmp_path, monkeypatch, backbone, publish
         for value, url in enumerate(urls, start=1):
             load_checkpoint(backbone, url)
             assert f'downloading {url}' in capsys.readouterr().out
-            assert torch.equal(backbone.patch_embed.proj.bias, torch.full((32,), float(value)))
+            assert torch.equal(backbone.stem.proj.bias, torch.full((32,), float(value)))
         before = copy_of(backbone)
         with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded: .*404'):
             load_checkpoint(backbone, f'{address}/none.pth')
@@ -77,7 +77,7 @@ def test_url_is_downloaded_once(served, tmp_path, monkeypatch, backbone, publish
     for value, url in enumerate(urls, start=1):
         load_checkpoint(backbone, url)
         assert capsys.readouterr().out == ''
-        assert torch.equal(backbone.patch_embed.proj.bias, torch.full((32,), float(value)))
+        assert torch.equal(backbone.stem.proj.bias, torch.full((32,), float(value)))
     with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded: .*refused'):
         load_checkpoint(backbone, f'{address}/none.pth')
 
@@ -205,7 +205,7 @@ def test_own_backbone_is_read_again(kind):
     source, model = (BACKBONES[kind](out_indices=(1, 3)) for _ in range(2))
     files.fill(source, seed=1)
     report = load_checkpoint(model, source.state_dict())
-    assert report.format == f'published {kind.strip("+")} backbone'
+    assert report.format == f'mmattn {kind.strip("+")} backbone'
     assert len(report.loaded) == len(source.state_dict())
     assert not report.fresh and not report.dropped and not report.resized
     assert_unchanged(model, source.state_dict())
@@ -229,7 +229,7 @@ def test_pretrained_init_cfg_takes_published_files(kind, tmp_path, monkeypatch):
 def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, published):
     before = copy_of(backbone)
     with pytest.raises(
-        CheckpointError, match=r'a state dict is no gcvit \(published or timm\).*layer1\.weight'
+        CheckpointError, match=r'a state dict is no gcvit \(published or timm or mmattn\).*layer1\.weight'
     ):
         load_checkpoint(backbone, {'layer1.weight': torch.zeros(3)})
     few = {
@@ -239,12 +239,12 @@ def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, 
     }
     with pytest.raises(
         CheckpointError,
-        match=r'published gcvit classifier .*lacks, such as backbone\.levels\.2\.blocks\.1',
+        match=r'published gcvit classifier .*lacks, such as backbone\.stages\.2\.blocks\.1',
     ):
         load_checkpoint(backbone, few)
     many = published | {'levels.0.blocks.0.attn.rope': torch.zeros(3)}
     with pytest.raises(
-        CheckpointError, match=r'cannot use, such as backbone\.levels\.0\.blocks\.0\.attn\.rope'
+        CheckpointError, match=r'cannot use, such as backbone\.stages\.0\.blocks\.0\.attn\.rope'
     ):
         load_checkpoint(backbone, many)
     larger = published | {'patch_embed.proj.weight': torch.zeros(96, 3, 3, 3)}
@@ -255,8 +255,8 @@ def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, 
     assert_unchanged(backbone, before)
 
     report = load_checkpoint(backbone, many, strict=False)
-    assert report.dropped['backbone.levels.0.blocks.0.attn.rope'] == 'does not fit'
-    assert 'dropped backbone.levels.0.blocks.0.attn.rope: does not fit' in str(report)
+    assert report.dropped['backbone.stages.0.blocks.0.attn.rope'] == 'does not fit'
+    assert 'dropped backbone.stages.0.blocks.0.attn.rope: does not fit' in str(report)
 
 
 @pytest.mark.parametrize('lacking', ['bbox_head.bias', 'backbone.norm2.bias'])

@@ -37,10 +37,10 @@ def test_classifier_from_our_config_is_the_published_one(
     model.zero_grad()
     maps = {}
     hooks = [
-        level.blocks[-1].register_forward_hook(
+        stage.blocks[-1].register_forward_hook(
             lambda _, __, out, i=i: maps.update({f'stage{i}': out.permute(0, 3, 1, 2)})
         )
-        for i, level in enumerate(model.backbone.levels)
+        for i, stage in enumerate(model.backbone.stages)
     ]
     maps['logits'] = model(x)
     for hook in hooks:
@@ -49,7 +49,7 @@ def test_classifier_from_our_config_is_the_published_one(
         name: case.output_error(name, maps[name]) < output_error for name in case.output_names
     } == dict.fromkeys(case.output_names, True)
     case.loss({name: out.double() for name, out in maps.items()}).backward()
-    tensors = dict(model.backbone.named_parameters(), input=x)
+    tensors = golden.parameters(model.backbone, XXT) | dict(input=x)
     errors = {name: case.gradient_error(name, tensors[name].grad) for name in case.gradient_names}
     assert len(errors) == len(case.gradient_names) > 20 and max(errors.values()) < gradient_error
 
@@ -59,8 +59,8 @@ def test_tables_are_resized_bicubically_for_other_windows():
     model = GCViT('xxtiny', window_size=(24, 24, 24, 24))
     report = load_checkpoint(model, published)
     assert len(report.resized) == 12
-    name = 'levels.2.blocks.0.attn.relative_position_bias_table'
+    name = 'stages.2.blocks.0.attn.relative_position_bias_table'
     assert report.resized[f'backbone.{name}'] == ((729, 8), (2209, 8))
-    image = published[name].t().reshape(1, 8, 27, 27)
+    image = published[name.replace('stages', 'levels')].t().reshape(1, 8, 27, 27)
     expected = F.interpolate(image, size=(47, 47), mode='bicubic', align_corners=False)
     torch.testing.assert_close(model.state_dict()[name], expected.view(8, -1).t())

@@ -192,12 +192,18 @@ def test_a_file_gives_back_the_model_that_it_was_made_from(kind, container, tmp_
     published.fill(model, seed=2)
     report = load_checkpoint(model, tmp_path / 'published.pth')
     assert_same_values(model, expected)
-    author = 'timm' if kind.file is TIMM else 'published'
+    author = {TIMM: 'timm', OWN: 'mmattn'}.get(kind.file, 'published')
     what = 'classifier' if kind.config.endswith('_imagenet') else 'model'
     assert report.format == f'{author} {family} {what}'
     assert sorted(report.loaded) == sorted(expected)
     assert report.resized == {} and report.fresh == []
-    buffers = {name.removeprefix('backbone.') for name in state if re.fullmatch(INDEX, name)}
+    buffers = {
+        re.sub(r'attns\.(\d+)', r'blocks.\1.attn', name.removeprefix('backbone.')).replace(
+            'levels.', 'stages.'
+        )
+        for name in state
+        if re.fullmatch(INDEX, name)
+    }
     assert report.dropped == {f'backbone.{name}': 'built by the model' for name in buffers}
     assert bool(buffers) == kind.has_buffers
 
@@ -232,7 +238,7 @@ def test_files_of_the_large_variants_fit_the_configs(config, file):
 # --------------------------------------------------------- for another task, size or set of classes
 
 TABLE = r'.*relative_position_bias_table'
-RPE = r'.*rpe_table'
+RPE = r'.*position_bias\.table'
 NORMS = r'backbone\.norm\d\..*'
 HEADS = r'(?!backbone\.).*'
 BOX = r'.*(fc_cls|fc_reg|retina_cls|conv_logits)\..*'

@@ -24,13 +24,13 @@ def test_files_of_another_type_or_size_do_not_fit():
     with pytest.raises(CheckpointError, match=r'quadtree backbone .* does not fit'):
         load_checkpoint(model, published('quadtree_a_b0_det_224'))
     type_b = published()
-    with pytest.raises(CheckpointError, match=r'cannot use, such as .*block1\.0\.attn\.py_att'):
+    with pytest.raises(CheckpointError, match=r'cannot use, such as .*stages\.0\.blocks\.0\.attn\.level_weights'):
         load_checkpoint(b1(attn_type='A'), type_b)
     type_a = {
         name: v for name, v in type_b.items() if 'py_att' not in name and 'value_' not in name
     }
     with pytest.raises(
-        CheckpointError, match=r'it lacks, such as .*block1\.0\.attn\.value_branchs'
+        CheckpointError, match=r'it lacks, such as .*stages\.0\.blocks\.0\.attn\.value_branches'
     ):
         load_checkpoint(model, type_a)
     with pytest.raises(CheckpointError, match='is no quadtree'):

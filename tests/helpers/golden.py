@@ -2,12 +2,16 @@
 
 import json
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mmattn.checkpoint.names import rename
+
 DATA = Path(__file__).parents[1] / 'data'
+MADE_BY_MODULE = ('relative_position_index', 'attn_mask')
 TABLES = ('relative_position_bias_table', 'rpe_table', 'rpb')
 
 
@@ -26,15 +30,28 @@ def tensor(name, shape):
     return torch.from_numpy(np.asarray(n))
 
 
+@cache
 def shapes(case):
     """Names and shapes of the published state dict."""
     return json.loads((DATA / f'{case}.keys.json').read_text())
 
 
+def state_dict_names(case):
+    """Published names without the buffers that a model makes itself."""
+    return [name for name in shapes(case) if not name.endswith(MADE_BY_MODULE)]
+
+
 def state_dict(case):
     """The published state dict with every tensor made by the recipe; index buffers are left to the module."""
-    made_by_module = ('relative_position_index', 'attn_mask')
-    return {k: tensor(k, s) for k, s in shapes(case).items() if not k.endswith(made_by_module)}
+    return {name: tensor(name, shapes(case)[name]) for name in state_dict_names(case)}
+
+
+def parameters(backbone, case):
+    """Parameters of a backbone by their published names."""
+    published = {name: torch.empty(0) for name in state_dict_names(case)}
+    named = dict(backbone.named_parameters())
+    ours = zip(published, rename(published, backbone.family), strict=True)
+    return {theirs: named[own] for theirs, own in ours if own in named}
 
 
 def image(shape, seed=0):

@@ -105,9 +105,16 @@ def fill(model, seed):
 
 
 def gcvit_names(state):
-    """Ours are theirs; they save an index buffer for each table."""
+    """Our names turned into the authors', with an index buffer for each table."""
     out = {}
     for name, value in state.items():
+        name = name.replace('stem.proj.', 'patch_embed.proj.')
+        name = name.replace('stem.downsample.', 'patch_embed.conv_down.')
+        name = re.sub(
+            r'^stages\.(\d)\.downsample\.', lambda m: f'levels.{int(m[1]) - 1}.downsample.', name
+        )
+        name = re.sub(r'^stages\.', 'levels.', name)
+        name = name.replace('.global_query.steps.', '.q_global_gen.to_q_global.')
         out[name] = value
         if name.endswith('relative_position_bias_table'):
             window = (round(value.shape[0] ** 0.5) + 1) // 2
@@ -117,22 +124,48 @@ def gcvit_names(state):
 
 
 def dat_names(state):
-    """Our names in the publications', and the buffers, of sizes and values that fit nothing."""
+    """Our names turned into the authors', with their buffers, of sizes and values that fit nothing."""
     out = {}
-    plus_plus = 'patch_proj.3.weight' in state
+    plus_plus = 'stem.2.conv.weight' in state
     for name, value in state.items():
-        if not plus_plus:
-            name = re.sub(r'^(patch_proj|down_projs\.\d)\.conv\.', r'\1.0.', name)
-            name = re.sub(r'^(patch_proj|down_projs\.\d)\.norm\.', r'\1.1.', name)
-        name = re.sub(r'^norm(\d)\.', r'norms.\1.norm.', name)
-        name = re.sub(r'\.(layer_norms\.\d+)\.', r'.\1.norm.', name)
-        table = re.sub(r'\.(qkv|proj)\.\w+$', '.relative_position_bias_table', name)
-        if table != name and table in state:
+        attention = re.match(r'stages\.\d\.blocks\.\d+\.attn\.', name)
+        prefix = attention and attention[0]
+        is_window = attention and f'{prefix}relative_position_bias_table' in state
+        is_deformable = attention and f'{prefix}q_proj.weight' in state
+        if is_window:
             name = name.replace('.qkv.', '.proj_qkv.').replace('.proj.', '.proj_out.')
-        if '.mlps.' in name and '.fc' in name:
-            linear = r'.linear\1.0.' if plus_plus else r'.chunk.linear\1.'
-            name = re.sub(r'\.fc([12])\.', linear, name)
-            value = value[:, :, None, None] if plus_plus and value.ndim == 2 else value
+        if is_deformable:
+            name = name.replace('.offsets.dwconv.', '.conv_offset.0.')
+            name = name.replace('.offsets.norm.', '.conv_offset.1.norm.')
+            name = name.replace('.offsets.proj.', '.conv_offset.3.')
+            name = name.replace('.attn.proj.', '.attn.proj_out.')
+            name = re.sub(r'\.([qkv])_proj\.', r'.proj_\1.', name)
+            name = name.replace('.position_bias.table', '.rpe_table')
+        mlp = '.mlp.fc' in name
+        name = re.sub(r'\.mlp\.fc([12])\.', r'.mlp.linear\1.0.' if plus_plus else r'.mlp.chunk.linear\1.', name)
+        name = name.replace('.mlp.dwconv.', '.mlp.dwc.')
+        is_1x1 = (is_deformable and '.proj_' in name) or '.conv_offset.3.' in name
+        if value.ndim == 2 and (is_1x1 or (mlp and plus_plus)):
+            value = value[:, :, None, None]
+        for ours, theirs in (
+            (r'^stem\.0\.conv\.', 'patch_proj.0.'),
+            (r'^stem\.0\.norm\.', 'patch_proj.1.norm.'),
+            (r'^stem\.2\.conv\.', 'patch_proj.3.'),
+            (r'^stem\.2\.norm\.', 'patch_proj.4.norm.'),
+            (r'^stem\.conv\.', 'patch_proj.0.'),
+            (r'^stem\.norm\.', 'patch_proj.1.norm.'),
+            (r'^stages\.(\d)\.downsample\.conv\.', lambda m: f'down_projs.{int(m[1]) - 1}.0.'),
+            (r'^stages\.(\d)\.downsample\.norm\.', lambda m: f'down_projs.{int(m[1]) - 1}.1.norm.'),
+            (
+                r'^stages\.(\d)\.blocks\.(\d+)\.norm([12])\.',
+                lambda m: f'stages.{m[1]}.layer_norms.{2 * int(m[2]) + int(m[3]) - 1}.norm.',
+            ),
+            (r'^stages\.(\d)\.blocks\.(\d+)\.attn\.', r'stages.\1.attns.\2.'),
+            (r'^stages\.(\d)\.blocks\.(\d+)\.mlp\.', r'stages.\1.mlps.\2.'),
+            (r'^stages\.(\d)\.blocks\.(\d+)\.conv\.', r'stages.\1.local_perception_units.\2.'),
+            (r'^norm(\d)\.', r'norms.\1.norm.'),
+        ):
+            name = re.sub(ours, theirs, name)
         out[name] = value
         if name.endswith('relative_position_bias_table'):
             stem = name.rpartition('.')[0]
@@ -142,7 +175,30 @@ def dat_names(state):
     return out
 
 
-NAMES = {'gcvit': gcvit_names, 'dat': dat_names, 'quadtree': dict}
+def quadtree_names(state):
+    """Our names turned into the authors', which count stages from 1."""
+    out = {}
+    for name, value in state.items():
+        if value.ndim == 2 and re.search(r'\.attn\.[qkv]_proj\.weight$', name):
+            value = value[:, :, None, None]
+        for ours, theirs in (
+            (r'^stem\.conv\.', 'patch_embed1.proj.'),
+            (r'^stem\.norm\.', 'patch_embed1.norm.'),
+            (r'^stages\.(\d)\.downsample\.conv\.', lambda m: f'patch_embed{int(m[1]) + 1}.proj.'),
+            (r'^stages\.(\d)\.downsample\.norm\.', lambda m: f'patch_embed{int(m[1]) + 1}.norm.'),
+            (r'^stages\.(\d)\.blocks\.', lambda m: f'block{int(m[1]) + 1}.'),
+            (r'^stages\.(\d)\.norm\.', lambda m: f'norm{int(m[1]) + 1}.'),
+            (r'\.attn\.level_weights$', '.attn.py_att.weight'),
+            (r'\.attn\.lepe\.', '.attn.py_att.get_vs.'),
+            (r'\.attn\.value_branches\.', '.attn.value_branchs.'),
+            (r'\.mlp\.dwconv\.', '.mlp.dwconv.dwconv.'),
+        ):
+            name = re.sub(ours, theirs, name)
+        out[name] = value
+    return out
+
+
+NAMES = {'gcvit': gcvit_names, 'dat': dat_names, 'quadtree': quadtree_names}
 # The last norm and the linear layer of a classifier; QuadTree's norm is the body's.
 CLASSIFIERS = {
     'gcvit': {'backbone.norm3.': 'norm.', 'head.fc.': 'head.'},
@@ -177,7 +233,7 @@ def own_file(model, family):
 
 
 def timm_names(state):
-    """The names of GC ViT's authors turned into timm's, by its own rules in the other direction."""
+    """Names of GC ViT's authors turned into timm's."""
     out = {}
     for name, value in state.items():
         if name.endswith('_index'):

@@ -1,11 +1,74 @@
-"""A backbone of each family, small enough that a forward pass takes no time."""
+"""Backbones of each kind, small enough that a forward pass takes no time."""
 
 import torch
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 
+KINDS = {
+    'gcvit': (
+        GCViT,
+        dict(
+            embed_dims=32,
+            depths=(2, 2, 2, 2),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratio=2,
+            layer_scale=0.5,
+        ),
+        dict(window_size=(3, 3, 6, 3), resolution=96),
+    ),
+    'dat': (
+        DAT,
+        dict(
+            dims=(16, 32, 64, 128),
+            blocks=('LS', 'LD', 'LD', 'LD'),
+            num_heads=(1, 2, 4, 8),
+            groups=(0, 1, 2, 4),
+        ),
+        dict(img_size=96, window_size=3),
+    ),
+    'dat++': (
+        DAT,
+        dict(
+            dims=(16, 32, 64, 128),
+            blocks=('ND', 'ND', 'ND', 'DD'),
+            num_heads=(1, 2, 4, 8),
+            groups=(1, 1, 2, 4),
+            strides=(8, 4, 2, 1),
+            plus_plus=True,
+            offset_range=None,
+        ),
+        dict(img_size=96),
+    ),
+    'quadtree': (
+        QuadTree,
+        dict(embed_dims=(16, 32, 40, 64), depths=(2, 1, 1, 2), mlp_ratios=(2, 2, 2, 2)),
+        dict(topks=3),
+    ),
+}
+KINDS['quadtree A'] = (*KINDS['quadtree'][:2], dict(topks=3, attn_type='A'))
+
+
+def small(kind, seed=0, **options):
+    """A backbone in evaluation mode; zero biases would hide what they are added to."""
+    backbone, arch, defaults = KINDS[kind]
+    torch.manual_seed(seed)
+    model = backbone(**dict(arch=arch) | defaults | options)
+    for name, parameter in model.named_parameters():
+        if 'bias' in name and 'table' not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def channels(kind):
+    """Channels of the four maps."""
+    arch = KINDS[kind][1]
+    return arch.get('dims') or (
+        [32, 64, 128, 256] if kind == 'gcvit' else list(arch['embed_dims'])
+    )
+
 
 def small_backbone(family):
+    """A backbone whose attention is not even, for pictures of it."""
     torch.manual_seed(0)
     if family == 'gcvit':
         arch = dict(embed_dims=16, depths=(2, 2, 2, 1), num_heads=(1, 2, 2, 2), mlp_ratio=2)
@@ -33,10 +96,11 @@ def small_backbone(family):
         arch = dict(embed_dims=(16, 32, 40, 64), depths=(1, 2, 1, 1), mlp_ratios=(2, 2, 2, 2))
         model = QuadTree(arch, topks=4)
     for name, parameter in model.named_parameters():
-        if 'qkv' in name or 'proj_q' in name:
-            parameter.data *= 20  # fresh weights attend to all alike
-        if 'q_proj' in name or 'k_proj' in name:
+        # Fresh weights attend to all tokens alike.
+        if family == 'quadtree' and ('q_proj' in name or 'k_proj' in name):
             parameter.data *= 3
+        elif 'qkv' in name or 'q_proj' in name:
+            parameter.data *= 20
     return model.eval()
 
 

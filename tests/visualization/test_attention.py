@@ -12,10 +12,10 @@ from mmattn.attention import (
     QuadTreeAttention,
     WindowAttention,
 )
+from mmattn.attention.window import window_tokens
 from mmattn.visualization import attention_maps
 from mmattn.visualization.capture import Block
 from mmattn.visualization.deformable import sampling_points
-from mmattn.visualization.windows import window_tokens
 
 DIM, HEADS, SIZE = 16, 2, (10, 13)
 QUERIES = [(0, 0), (9, 12), (4, 7), (5, 6), (0, 12), (8, 1), (3, 3), (7, 9), (6, 2)]
@@ -30,7 +30,7 @@ def drawn(module):
     """The module with weights that make its attention uneven."""
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
-        nn.init.normal_(parameter, std=0.02 if name.startswith('conv_offset') else 0.5)
+        nn.init.normal_(parameter, std=0.02 if name.startswith('offsets') else 0.5)
         if 'bias' in name and parameter.ndim == 1:
             nn.init.zeros_(
                 parameter
@@ -103,16 +103,14 @@ def test_deformable(bias, plus_plus):
     drawn(module)
     x = torch.randn(1, *SIZE, DIM)
     maps = attention_maps(block(module, 'deformable', x), QUERIES)
-    values = x[0] @ module.proj_v.weight[:, :, 0, 0].T
-    out = module.proj_out.weight[:, :, 0, 0]
-    agree(maps, values, lambda y: y @ out.T, module(x)[0])
+    agree(maps, module.v_proj(x)[0], module.proj, module(x)[0])
 
 
 @torch.no_grad()
 def test_heads_look_where_their_own_group_samples():
     module = drawn(DeformableAttention(DIM, HEADS, 2, 7, offset_range=None))
     with torch.no_grad():
-        module.conv_offset[3].weight.zero_()
+        module.offsets.proj.weight.zero_()
     x = torch.randn(1, *SIZE, DIM)
     still = attention_maps(block(module, 'deformable', x), QUERIES)
     np.testing.assert_allclose(still.sum((2, 3)), 1, rtol=1e-5)  # the references lie inside
@@ -125,7 +123,7 @@ def test_deformable_details_of_chosen_queries_are_those_of_all():
     module = drawn(DeformableAttention(DIM, HEADS, 2, 7))
     x = torch.randn(2, *SIZE, DIM)
     chosen = torch.tensor([5, 0, 129])
-    everything = module.details(x).weights.flatten(2, 3)
+    everything = module.details(x).weights
     torch.testing.assert_close(module.details(x, chosen).weights, everything[:, :, chosen])
 
 
@@ -134,19 +132,18 @@ def test_deformable_details_of_chosen_queries_are_those_of_all():
 def test_quadtree(attn_type, levels):
     weights = attn_type == 'B'
     module = drawn(QuadTreeAttention(DIM, HEADS, levels, 3, attn_type, level_weights=weights))
-    x = torch.randn(1, DIM, 8, 12)
+    x = torch.randn(1, 8, 12, DIM)
     queries = [(0, 0), (7, 11), (3, 4), (5, 5), (2, 9), (6, 1), (7, 0), (0, 11), (1, 1)]
     with torch.no_grad():
         maps = attention_maps(block(module, 'quadtree', x, size=(8, 12)), queries)
-        values = module.v_proj(x)[0].permute(1, 2, 0)
-        agree(maps, values, module.proj, module(x)[0].permute(1, 2, 0), queries)
+        agree(maps, module.v_proj(x)[0], module.proj, module(x)[0], queries)
     if attn_type == 'B':
         np.testing.assert_allclose(maps.sum((2, 3)), 1, rtol=1e-5)
 
 
 def test_quadtree_on_a_padded_map_keeps_its_attention_inside():
     module = drawn(QuadTreeAttention(DIM, HEADS, 3, 4, level_weights=True))
-    x = torch.randn(1, DIM, *SIZE)
+    x = torch.randn(1, *SIZE, DIM)
     maps = attention_maps(block(module, 'quadtree', x), QUERIES)
     assert maps.shape == (len(QUERIES), HEADS, *SIZE)
     # A cell at the border is shared with the padding; cells wholly in it get nothing.

@@ -6,7 +6,7 @@ from torch import nn
 
 from mmattn.attention import WindowAttention
 from mmattn.visualization import Block, attention_maps, capture, kept_patches
-from mmattn.visualization.windows import received_attention, window_weights
+from mmattn.visualization.windows import received_attention, window_details
 
 IMAGE = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -125,7 +125,7 @@ def test_swin_of_mmdet_is_shown_as_it_attends():
     out = msa.proj(torch.einsum('nhyx,yxhd->nhd', maps, values).flatten(1))
     whole = block.module(*block.inputs)[0].unflatten(0, block.size)
     torch.testing.assert_close(out, torch.stack([whole[q] for q in queries]), atol=1e-5, rtol=1e-4)
-    assert window_weights(block).shape == (1, 24, 2, 16, 16)
+    assert window_details(block).weights.shape == (1, 2, 16 * 24, 16)
 
 
 def test_what_is_compiled_is_seen():

@@ -82,7 +82,9 @@ def test_kept_patches_are_children_of_kept_ones():
         parents = {tuple(patch) for patch in coarse.patches[0]}
         assert {tuple(patch // 2) for patch in fine.patches[0]} <= parents
     # The finest level looks only at tokens in what was kept at level 1.
-    finest = block.module.weights(block.inputs[0], torch.tensor([9 * 24 + 13]))[-1][0, 0, 0]
+    finest = block.module.details(
+        block.inputs[0], queries=torch.tensor([9 * 24 + 13])
+    ).weights[-1][0, 0, 0]
     kept = torch.zeros(16, 24, dtype=bool)
     for row, column in levels[-1].patches[0] * 2:
         kept[row : row + 2, column : column + 2] = True
@@ -94,13 +96,13 @@ def test_between_two_images():
     attention = QuadTreeAttention(16, 2, num_levels=3, topks=3).eval()
     for parameter in (attention.q_proj.weight, attention.k_proj.weight):
         parameter.data *= 30
-    first, second = torch.randn(1, 16, 8, 8), torch.randn(1, 16, 12, 16)
+    first, second = torch.randn(1, 8, 8, 16), torch.randn(1, 12, 16, 16)
     share = looks_across(attention, first, (2, 5), second)
     assert share.shape == (2, 12, 16)
     with torch.no_grad():
-        values = attention.v_proj(second)[0].unflatten(0, (2, 8))
-        out = torch.einsum('hyx,hdyx->hd', torch.from_numpy(share), values).flatten()
-        whole = attention(first, second)[0, :, 2, 5]
+        values = attention.v_proj(second)[0].unflatten(2, (2, 8))
+        out = torch.einsum('hyx,yxhd->hd', torch.from_numpy(share), values).flatten()
+        whole = attention(first, second)[0, 2, 5]
         torch.testing.assert_close(attention.proj(out), whole, atol=1e-5, rtol=1e-4)
     levels = kept_patches(attention, first, (2, 5), second)
     assert levels[0].patches.max(axis=(0, 1)).tolist() <= [2, 3]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -181,3 +182,10 @@ def row_title(axes: Axes, text: str) -> None:
 def chosen_heads(num_heads: int, head: int | None) -> list[int]:
     """Which heads get a panel: the one that is asked for, or the first few."""
     return [head] if head is not None else list(range(min(num_heads, MAX_HEADS)))
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """Pixels of a figure, uint8 RGB (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

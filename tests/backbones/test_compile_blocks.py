@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmattn.backbones import DAT, GCViT, QuadTree, base
+from mmattn.backbones import DAT, GCViT, QuadTree
 
 FAMILIES = {
     'gcvit': (GCViT, dict(embed_dims=16, depths=(1, 1, 3, 1), num_heads=(1, 1, 2, 2), mlp_ratio=2)),
@@ -34,13 +34,11 @@ FAMILIES = {
 
 @pytest.fixture
 def counter(monkeypatch):
-    """Counts what is compiled; the programs run their operators one by one, which test_operators.py compiles."""
+    """Counts compilations; programs run their operators one by one (test_operators.py compiles them)."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('eager')
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=counter))
-    base._compiled_call.cache_clear()
     yield counter
-    base._compiled_call.cache_clear()
     torch._dynamo.reset()
 
 

@@ -10,7 +10,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmattn.visualization import AttentionHook
+from mmattn.engine.attention_hook import AttentionHook
 
 
 @pytest.fixture(autouse=True)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from mmattn.backbones import DAT, GCViT, QuadTree
-from mmattn.fsdp import wrap_blocks
+from mmattn.engine.fsdp import wrap_blocks
 
 
 @pytest.mark.parametrize(
     ('backbone', 'arguments', 'count'),
     [
         (GCViT, dict(arch='xxtiny'), 2 + 2 + 6 + 2),
-        (DAT, dict(arch='tiny'), 4),
+        (DAT, dict(arch='tiny'), 2 + 2 + 6 + 2),
         (QuadTree, dict(arch='b0'), 2 + 2 + 2 + 2),
     ],
 )
