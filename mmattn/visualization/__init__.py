@@ -1,4 +1,4 @@
-"""Pictures of what models see and how they learn; arrays in, arrays and figures out.
+"""Pictures of what models see; arrays in, arrays and figures out.
 
 :func:`capture` watches a forward pass; :func:`attention_maps` and the functions of one family turn what it saw into
 arrays; ``plot_*`` draw them. :class:`Subject` makes all that from a config, a checkpoint and an image file.
@@ -7,7 +7,6 @@ arrays; ``plot_*`` draw them. :class:`Subject` makes all that from a config, a c
 from .attention import attention_maps
 from .cam import grad_cam
 from .capture import Block, Capture, capture
-from .curves import plot_growth, plot_learning_curve, plot_memory, plot_scaling
 from .deformable import sampling_points, top_keys
 from .detection import Instances, plot_predictions
 from .draw.deformable import plot_sampling_points, plot_top_keys
@@ -20,8 +19,6 @@ from .page import PageImage, page_data, render_page
 from .pca import feature_pca
 from .quadtree import kept_patches, looks_across
 from .receptive_field import effective_receptive_field
-from .sheet import contact_sheet
-from .speedups import plot_speedups, plot_steps
 from .subject import Subject, View
 from .windows import chosen_window, received_attention
 
@@ -36,7 +33,6 @@ __all__ = [
     'attention_maps',
     'capture',
     'chosen_window',
-    'contact_sheet',
     'effective_receptive_field',
     'feature_pca',
     'grad_cam',
@@ -46,18 +42,12 @@ __all__ = [
     'plot_chosen_window',
     'plot_features',
     'plot_grad_cam',
-    'plot_growth',
     'plot_kept_patches',
-    'plot_learning_curve',
-    'plot_memory',
     'plot_prediction',
     'plot_predictions',
     'plot_received_attention',
     'plot_receptive_field',
     'plot_sampling_points',
-    'plot_scaling',
-    'plot_speedups',
-    'plot_steps',
     'plot_top_keys',
     'received_attention',
     'render_page',

@@ -12,13 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from mmattn.engine import runtime
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs/gcvit/cascade_mask_rcnn_gcvit_t_coco.py')
 
 
 @pytest.fixture
-def train(load_tool, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+def train(load_tool):
     return load_tool('train')
 
 
@@ -246,8 +247,8 @@ def test_an_accident_while_saving_keeps_the_last_good_checkpoint(train, accident
 
 
 @pytest.fixture
-def cpu(train, monkeypatch):
-    monkeypatch.setitem(train.fit_machine.__globals__, 'get_device', lambda: 'cpu')
+def cpu(monkeypatch):
+    monkeypatch.setattr(runtime, 'get_device', lambda: 'cpu')
 
 
 def test_amp_without_a_gpu_is_float32(run, data, cpu):
@@ -257,8 +258,8 @@ def test_amp_without_a_gpu_is_float32(run, data, cpu):
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
 
 
-def test_amp_with_a_gpu(run, data, train, monkeypatch):
-    monkeypatch.setitem(train.fit_machine.__globals__, 'get_device', lambda: 'cuda')
+def test_amp_with_a_gpu(run, data, monkeypatch):
+    monkeypatch.setattr(runtime, 'get_device', lambda: 'cuda')
     cfg = run('--amp')
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 

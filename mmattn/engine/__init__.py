@@ -1,0 +1,1 @@
+"""Hooks, training strategies and the parts that the command-line tools share."""
