@@ -11,6 +11,7 @@ import argparse
 import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -67,7 +68,8 @@ REFERENCE, COMPILED, FUSED, PEER = 'reference', 'compiled', 'compiled, compile_b
 
 
 # Operators, constructor and shape of the images.
-Way = tuple[str, Callable[[], nn.Module], tuple[int, ...]]
+Shape = tuple[int, int, int, int]
+Way = tuple[str, Callable[[], nn.Module], Shape]
 
 
 @dataclass
@@ -92,7 +94,7 @@ def build(name: str, kind: str, **options: object) -> nn.Module:
 def build_peer(name: str, size: tuple[int, int]) -> nn.Module:
     """timm's backbone of that name."""
     try:
-        import timm
+        import timm  # type: ignore[import-not-found]
     except ImportError as error:
         raise SystemExit(f'--peers needs timm ({error}): pip install timm') from error
     timm_name, drop_path_rate = PEERS[name]
@@ -151,19 +153,11 @@ def cases(args: argparse.Namespace) -> dict[str, list[Way]]:
         for name in BACKBONES:
             ways = [REFERENCE, COMPILED] + [FUSED] * args.compile
             found[f'{name}, {kind}'] = [
-                (
-                    way,
-                    lambda name=name, kind=kind, way=way: build(
-                        name, kind, compile_blocks=way == FUSED
-                    ),
-                    shape,
-                )
+                (way, partial(build, name, kind, compile_blocks=way == FUSED), shape)
                 for way in ways
             ]
         for name in PEERS if args.peers else ():
-            found[f'{name}, {kind}'] = [
-                (PEER, lambda name=name, size=shape[2:]: build_peer(name, size), shape)
-            ]
+            found[f'{name}, {kind}'] = [(PEER, partial(build_peer, name, shape[2:]), shape)]
     return found
 
 

@@ -55,7 +55,8 @@ def plot_growth(time: Mapping[str, Curve], memory: Mapping[str, Curve], note: st
     figure = Figure(figsize=(11, 5), dpi=90, layout='constrained')
     figure.suptitle('A training step on one square image of growing side', fontsize=12)
     figure.supxlabel(note, fontsize=9, color='0.35')
-    _plot_costs(*figure.subplots(1, 2), time, memory, 'pixels')
+    left, right = figure.subplots(1, 2)
+    _plot_costs(left, right, time, memory, 'pixels')
     return figure
 
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -253,9 +254,9 @@ def measure(case: Case, device: str, machine: Machine) -> Row:
     )
     row: dict[str, float] = {}
     for name, function in (('reference', case.reference), ('compiled', case.compiled)):
-        row[f'{name}_forward'] = seconds(lambda f=function: forward(f)) * 1e3
-        row[f'{name}_step'] = seconds(lambda f=function: step(f)) * 1e3
-        row[f'{name}_memory'] = peak_memory(lambda f=function: step(f), device)
+        row[f'{name}_forward'] = seconds(partial(forward, function)) * 1e3
+        row[f'{name}_step'] = seconds(partial(step, function)) * 1e3
+        row[f'{name}_memory'] = peak_memory(partial(step, function), device)
     rate, bandwidth = machine.products, machine.bandwidth
     return Row(
         case.name,

@@ -75,8 +75,10 @@ def build(name: str) -> nn.Module:
     """The attention of a curve."""
     if name in LIMITS:
         return FullAttention(fused=name == FUSED)
-    options = dict(value_act='ReLU', lepe=True, level_weights=True)
-    return QuadTreeAttention(DIM, HEADS, LEVELS, int(name.split('= ')[1]), **options)
+    topks = int(name.split('= ')[1])
+    return QuadTreeAttention(
+        DIM, HEADS, LEVELS, topks, value_act='ReLU', lepe=True, level_weights=True
+    )
 
 
 def measure(name: str, side: int) -> tuple[float, int]:

@@ -100,7 +100,8 @@ def train(
     environment = dict(
         os.environ, **data, OMP_NUM_THREADS=str(threads), PORT=port, PYTHON=sys.executable
     )
-    command = [TOOLS / 'dist_train.sh', config, str(processes), '--work-dir', work_dir]
+    command = [str(TOOLS / 'dist_train.sh'), str(config), str(processes)]
+    command += ['--work-dir', str(work_dir)]
     log = work_dir.with_suffix('.log')
     with log.open('w') as file:
         child = subprocess.Popen(command, env=environment, stdout=file, stderr=file)

@@ -17,7 +17,17 @@ import mmattn
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ('mmattn', 'benchmarks', 'configs', 'docs', 'tests', 'tools')
 FILES = (
-    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'mkdocs.yml'),
+    *(
+        'CHANGELOG.md',
+        'CITATION.cff',
+        'CONTRIBUTING.md',
+        'LICENSE',
+        'MANIFEST.in',
+        'Makefile',
+        'README.md',
+        'mmattn_configs.py',
+        'mkdocs.yml',
+    ),
     *('model-index.yml', 'pyproject.toml', 'setup.py'),
 )
 # What work leaves in a tree; none of it may be packed.

@@ -196,7 +196,7 @@ def draw_predictions(data: str, test_dir: Path, title: str) -> Figure:
     classes = [category['name'] for category in truth['categories']]
     examples = []
     for info in truth['images'][:NUM_PICTURES]:
-        image = cv2.imread(str(Path(data, 'val2017', info['file_name'])))[..., ::-1]
+        image = np.asarray(cv2.imread(str(Path(data, 'val2017', info['file_name']))))[..., ::-1]
         annotated, found = (
             [entry for entry in entries if entry['image_id'] == info['id']]
             for entries in (truth['annotations'], predicted)

@@ -118,7 +118,7 @@ def checkpoints(work_dir: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def last_good(work_dir: str | Path, candidates: list[Path]) -> str | Path | None:
+def last_good(work_dir: str | Path, candidates: list[Path]) -> str | None:
     """The checkpoint named by `last_checkpoint`, or if that is truncated the newest whole one.
 
     mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or
@@ -133,7 +133,7 @@ def last_good(work_dir: str | Path, candidates: list[Path]) -> str | Path | None
         warn(
             f'{pointer} names no whole checkpoint ({named or "it is empty"}): going on from {good}.'
         )
-    return good
+    return None if good is None else str(good)
 
 
 if __name__ == '__main__':

@@ -126,10 +126,10 @@ def visualize(args: argparse.Namespace) -> int:
         view = subject.look(path)
         queries = [view.placement.seen(*query) for query in args.query]
         choice = Choice(queries, args.stage, args.head, label, args.score_thr)
-        found = view.prediction if isinstance(view.prediction, Instances) else None
-        found = found and found.above(args.score_thr)
+        predicted = view.prediction if isinstance(view.prediction, Instances) else None
+        found = None if predicted is None else predicted.above(args.score_thr)
         pictures = model_pictures(subject, view, truths.of(view), choice)
-        if found is not None and not len(view.prediction.labels):
+        if predicted is not None and not len(predicted.labels):
             print(f'{path}: nothing was detected, so there is no Grad-CAM')
             del pictures['grad_cam']
         pictures |= attention_pictures(
@@ -146,13 +146,13 @@ def visualize(args: argparse.Namespace) -> int:
         blocks = view.seen.last_blocks()
         pages.append(PageImage(path.name, view.picture, blocks, found))
 
-    drawn = {}
+    drawn: dict[str, list[Path]] = {}
     for folder, name, draw in progress(todo, 'pictures'):
         folder.mkdir(parents=True, exist_ok=True)
         drawn.setdefault(name, []).append(save(draw(), folder / f'{name}.png'))
     if len(args.images) > 1:
-        for name, pictures in progress(list(drawn.items()), 'contact sheets'):
-            contact_sheet(pictures).save(args.out / f'sheet_{name}.png')
+        for name, files in progress(list(drawn.items()), 'contact sheets'):
+            contact_sheet(files).save(args.out / f'sheet_{name}.png')
     data = page_data(pages, subject.name, subject.classes, lambda todo: progress(todo, 'page'))
     (args.out / 'index.html').write_text(render_page(data))
     return len(todo)

@@ -82,8 +82,8 @@ def _coverage(
         for points in OUTLINES[CLASSES[label]]
     ]
     cv2.fillPoly(canvas, [np.rint(points).astype(np.int32) for points in contours], 255, shift=4)
-    canvas = cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)
-    return canvas.astype(np.float32) / 255, corner
+    small = cv2.resize(canvas, (side, side), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32) / 255, corner
 
 
 # -------------------------------------------------------------------------------------- textures
@@ -134,7 +134,7 @@ def _contrasting_color(rng: np.random.Generator, background: np.ndarray) -> np.n
 def draw_scene(
     rng: np.random.Generator,
     size: tuple[int, int],
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     radii: tuple[float, float] = (0.11, 0.25),
 ) -> Scene:
     """Draw one image; later shapes lie on top of earlier ones.
@@ -181,7 +181,7 @@ def draw_scene(
         areas.append(full_area)
         placed.append(label)
         color = _contrasting_color(rng, image[inside].mean((0, 1)))
-        paint = _texture(rng, *alpha.shape, color, 0.35)
+        paint = _texture(rng, alpha.shape[0], alpha.shape[1], color, 0.35)
         light = np.linspace(1.15, 0.75, alpha.shape[0], dtype=np.float32)[:, None, None]
         paint = np.clip(paint * light, 0, 1)
         alpha = alpha[..., None]
@@ -216,7 +216,8 @@ def write_coco(root: Path, nums: dict[str, int], size: tuple[int, int], seed: in
     for split in SPLITS:
         folder = root / f'{split}2017'
         folder.mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for image_id, (image, labels, masks) in enumerate(_scenes(split, nums[split], size, seed)):
             name = f'{image_id:012d}.jpg'
             _write_image(folder / name, image)
