@@ -1,4 +1,4 @@
-"""The soak's measure and verdict; tests/test_reliability.py has a short watch over the backbones."""
+"""The soak's measure and verdict; tests/test_reliability.py watches the backbones shortly."""
 
 import mmap
 

@@ -73,7 +73,7 @@ def test_commands_are_seen_and_wrong_ones_refused(parse):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_paths_of_the_repository_exist(page):
-    """Configs, tools, tests and pages that the text or a command names; `*` and `{a,b}` are patterns."""
+    """Files that the text or a command names; `*` and `{a,b}` are patterns."""
     pattern = (
         r'(?<![\w./-])((?:benchmarks|configs|tools|tests|mmattn|docs)/'
         r'[\w./*{},-]*?\.(?:py|sh|yml|md|h|so))\b'

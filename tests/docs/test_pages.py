@@ -1,4 +1,4 @@
-"""Links lead somewhere, pages that are made from other files are up to date, and the site builds."""
+"""Links have targets, generated pages are up to date, and the site builds."""
 
 import ast
 import importlib

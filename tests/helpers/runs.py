@@ -1,4 +1,4 @@
-"""Running the tools in this process, which has imported everything already, and reading what they leave."""
+"""Run the tools in this process, which has imported everything already, and read their output."""
 
 import json
 import math
@@ -14,7 +14,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def run_tool(name, *arguments):
-    """``python tools/NAME.py ARGUMENTS``; NAME may have a folder, as in ``misc/make_demo_dataset``."""
+    """``python tools/NAME.py ARGUMENTS``, where NAME includes the folder, as in ``misc/...``."""
     # Loggers, message hubs and visualizers outlive a Runner.
     for kind in ManagerMixin.__subclasses__():
         _forget(kind)

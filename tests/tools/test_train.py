@@ -209,7 +209,8 @@ LocalBackend.put = put
 resume = dict(resume=True, load_from=sys.argv[4]) if accident == 'resume' else {}
 runner = Runner(
     Toy(), work_dir, train_dataloader=DataLoader(TensorDataset(torch.ones(2, 1))),
-    train_cfg=dict(by_epoch=True, max_epochs=4), optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+    train_cfg=dict(by_epoch=True, max_epochs=4),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
     default_hooks=dict(checkpoint=hook), default_scope='mmengine', log_level='WARNING', **resume)
 runner.train()
 print('ended at epoch', runner.epoch)

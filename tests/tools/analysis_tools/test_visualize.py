@@ -1,4 +1,4 @@
-"""The tool from a config and a checkpoint to pictures and a page, for the three tasks and families."""
+"""The tool from config and checkpoint to pictures and a page, for the three tasks and families."""
 
 import json
 import re
@@ -28,7 +28,8 @@ SEGMENTOR = """
 _base_ = '{root}/configs/quadtree/fpn_quadtree_b0_ade20k.py'
 arch = dict(embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1), mlp_ratios=(1, 1, 1, 1))
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **arch)), neck=dict(in_channels=[16, 32, 40, 64], out_channels=32),
+    backbone=dict(arch=dict(_delete_=True, **arch)),
+    neck=dict(in_channels=[16, 32, 40, 64], out_channels=32),
     decode_head=dict(in_channels=[32] * 4, channels=32),
 )
 test_pipeline = [
@@ -42,20 +43,33 @@ test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 CLASSIFIER = """
 _base_ = '{root}/configs/dat/dat_t_imagenet.py'
 arch = dict(
-    dims=(16, 32, 64, 64), blocks=('L', 'LS', 'LD', 'D'), num_heads=(1, 2, 4, 4), groups=(0, 0, 2, 4)
+    dims=(16, 32, 64, 64), blocks=('L', 'LS', 'LD', 'D'),
+    num_heads=(1, 2, 4, 4), groups=(0, 0, 2, 4),
 )
-model = dict(backbone=dict(arch=dict(_delete_=True, **arch), img_size=64), head=dict(in_channels=64, num_classes=10))
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **arch), img_size=64),
+    head=dict(in_channels=64, num_classes=10),
+)
+test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs'),
+]
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
 SWIN = """
 default_scope = 'mmdet'
-pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')]
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs'),
+]
 test_dataloader = dict(dataset=dict(type='CocoDataset', pipeline=pipeline))
 model = dict(
     type='RetinaNet',
-    data_preprocessor=dict(type='DetDataPreprocessor', mean=[127] * 3, std=[60] * 3, pad_size_divisor=32),
-    backbone=dict(type='SwinTransformer', embed_dims=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), window_size=4),
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[127] * 3, std=[60] * 3, pad_size_divisor=32
+    ),
+    backbone=dict(
+        type='SwinTransformer', embed_dims=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2),
+        window_size=4,
+    ),
     neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=16, num_outs=5),
     bbox_head=dict(
         type='RetinaHead', num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1,
@@ -63,7 +77,9 @@ model = dict(
             type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4, 8, 16, 32, 64]),
         bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
     ),
-    test_cfg=dict(nms_pre=10, score_thr=0.9, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5),
+    test_cfg=dict(
+        nms_pre=10, score_thr=0.9, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5
+    ),
 )
 """
 

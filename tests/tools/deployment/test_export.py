@@ -1,4 +1,4 @@
-"""tools/deployment/export.py, one mechanism at a time: an export's cost is in its number of stages."""
+"""tools/deployment/export.py, one mechanism at a time: each stage of a model costs time."""
 
 import sys
 from pathlib import Path

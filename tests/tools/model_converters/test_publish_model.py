@@ -1,4 +1,4 @@
-"""tools/model_converters/publish_model.py, from a training with an averaged model to outputs of what was published."""
+"""publish_model.py, from a training with an averaged model to the published model's outputs."""
 
 import hashlib
 import os
@@ -24,7 +24,9 @@ model = dict(
     bbox_head=dict(num_classes=6),
 )
 metainfo = dict(classes=('circle', 'triangle', 'square', 'star', 'ring', 'crescent'))
-train_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(metainfo=metainfo))
+train_dataloader = dict(
+    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(metainfo=metainfo)
+)
 val_dataloader, val_cfg, val_evaluator = None, None, None
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2)
 param_scheduler = [dict(type='LinearLR', start_factor=0.5, end=10, by_epoch=False)]
