@@ -8,7 +8,7 @@ UPSTREAM := .venv-upstream
 AWAY := build/upstream
 # What is packed, and a stamp that changes its name where a file comes or goes.
 PACKED := pyproject.toml MANIFEST.in Makefile README.md LICENSE $(wildcard *.py *.yml) \
-    $(shell find configs docs mmattn tests tools -type f ! -name '*.pyc' ! -name '*.so' | sort)
+    $(shell find benchmarks configs docs mmattn tests tools -type f ! -name '*.pyc' ! -name '*.so' | sort)
 BUILT := dist/built-$(firstword $(shell echo $(PACKED) | cksum))
 
 .DEFAULT_GOAL := help
@@ -49,7 +49,7 @@ test-upstream: wheel ## Test the wheel beside OpenMMLab's own releases, in an en
 	ln -s $(CURDIR)/$(UPSTREAM)/lib/python3*/site-packages/mmattn/.mim/* $(AWAY)
 	cd $(AWAY) && $(CURDIR)/$(UPSTREAM)/bin/python -m pytest tests --installed=$$(echo $(CURDIR)/dist/*.whl) \
 	    --ignore=tests/test_setup_env.py --ignore=tests/test_distributions.py --ignore=tests/ops \
-	    --ignore=tests/docs
+	    --ignore=tests/docs --ignore=tests/benchmarks
 
 docs: setup ## Write the pages that are made from other files, and build the site into site/
 	$(VENV)/python docs/generate/model_zoo.py

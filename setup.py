@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmattn/ops/csrc')
 # What goes into mmattn/.mim, with the paths that it has here: the tools find the configs by them.
 MIM = ('configs', 'tools', 'model-index.yml')
-# Not copied: setup_env.py serves the working tree alone.
-LEFT_OUT = ('__pycache__', 'setup_env.py')
+# Not copied: setup_env.py and benchmark.py serve the working tree alone.
+LEFT_OUT = ('__pycache__', 'setup_env.py', 'benchmark.py')
 # The oldest torch that the libraries load in.
 TARGET = '-DTORCH_TARGET_VERSION=0x020a000000000000'
 

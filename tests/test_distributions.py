@@ -15,9 +15,19 @@ import pytest
 import mmattn
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ('mmattn', 'configs', 'docs', 'tests', 'tools')
+FOLDERS = ('mmattn', 'benchmarks', 'configs', 'docs', 'tests', 'tools')
 FILES = (
-    *('LICENSE', 'MANIFEST.in', 'Makefile', 'README.md', 'mmattn_configs.py', 'mkdocs.yml'),
+    *(
+        'CHANGELOG.md',
+        'CITATION.cff',
+        'CONTRIBUTING.md',
+        'LICENSE',
+        'MANIFEST.in',
+        'Makefile',
+        'README.md',
+        'mmattn_configs.py',
+        'mkdocs.yml',
+    ),
     *('model-index.yml', 'pyproject.toml', 'setup.py'),
 )
 # What work leaves in a tree; none of it may be packed.
@@ -26,7 +36,7 @@ LEFTOVERS = (
     'mmattn/ops/_cuda.so',
     'mmattn/.mim/configs/gone.py',
     'configs/gcvit/__pycache__/gone.cpython-311.pyc',
-    'tools/__pycache__/gone.cpython-311.pyc',
+    'tools/misc/__pycache__/gone.cpython-311.pyc',
     'build/lib.linux-x86_64-cpython-311/mmattn/gone.py',
     'mmattn.egg-info/SOURCES.txt',
     'work_dirs/run/epoch_1.pth',
@@ -87,9 +97,13 @@ def wheel(distributions):
 def home_in_the_wheel(path):
     """Where a file of the working tree lies in the wheel, or None."""
     top, *rest = PurePosixPath(path).parts
-    if (top == 'mmattn' and path.endswith(('.py', '.html'))) or path == 'mmattn_configs.py':
+    if (
+        top == 'mmattn' and path.endswith(('.py', '.html', 'py.typed'))
+    ) or path == 'mmattn_configs.py':
         return path
-    if top in ('configs', 'model-index.yml') or (top == 'tools' and rest != ['setup_env.py']):
+    if top in ('configs', 'model-index.yml') or (
+        top == 'tools' and rest[-1] not in ('setup_env.py', 'benchmark.py')
+    ):
         return f'mmattn/.mim/{path}'
     return None
 

@@ -129,7 +129,7 @@ def test_classifier_with_published_weights_after_conversion(images, tmp_path, mo
     torch.save(dict(state_dict=published), tmp_path / 'published.pth.tar')
     own = tmp_path / 'own.pth'
     monkeypatch.setattr('sys.argv', ['convert', str(tmp_path / 'published.pth.tar'), str(own)])
-    runpy.run_path(str(ROOT / 'tools/convert_checkpoint.py'), run_name='__main__')
+    runpy.run_path(str(ROOT / 'tools/model_converters/convert_checkpoint.py'), run_name='__main__')
 
     inferencer = ImageClassificationInferencer(str(CLASSIFIER), pretrained=str(own), device='cpu')
     expected = build(CLASSIFIER)

@@ -242,7 +242,7 @@ def data(tmp_path_factory):
     for layout in ('coco', 'ade20k', 'imagenet'):
         if layout not in folders or not folders[layout].is_dir():
             folders[layout] = root / layout
-            command = [TOOLS / 'make_demo_dataset.py', folders[layout], '--format', layout]
+            command = [TOOLS / 'misc/make_demo_dataset.py', folders[layout], '--format', layout]
             subprocess.run(
                 [sys.executable, *command, '--train', '8', '--val', '4', '--size', '96'], check=True
             )

@@ -52,7 +52,7 @@ val_cfg = val_dataloader = val_evaluator = None
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp('data') / 'coco'
-    run_tool('make_demo_dataset', root, '--train', 4, '--val', 1, '--size', 96)
+    run_tool('misc/make_demo_dataset', root, '--train', 4, '--val', 1, '--size', 96)
     return root
 
 
@@ -318,7 +318,7 @@ def test_two_runs_with_one_seed_give_the_same_weights(family, threads, compiled)
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_an_image_size_leaves_nothing_behind(family, compiled):
-    """No grid, mask or index that is kept for each size; `tools/soak.py` watches all memory, for longer."""
+    """No grid, mask or index that is kept for each size; `benchmark.py soak` watches all memory."""
 
     def held():
         gc.collect()

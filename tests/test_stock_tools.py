@@ -120,7 +120,7 @@ def project(tmp_path_factory):
         (folder / f'{name}.py').write_text(text)
     for layout in ('coco', 'ade20k', 'imagenet'):
         options = ['--format', layout, '--train', '2', '--val', '1', '--size', '96']
-        tool = ROOT / 'tools/make_demo_dataset.py'
+        tool = ROOT / 'tools/misc/make_demo_dataset.py'
         subprocess.run([sys.executable, tool, folder / layout, *options], check=True)
     return folder
 

@@ -1,8 +1,8 @@
-"""Trains a small detector on generated images, evaluates it, and draws what it learned.
+"""Train a small detector on generated images, evaluate it, and draw its predictions.
 
     python tools/demo.py [FAMILY]
 
-It runs this project's own commands, prints each, and leaves in work_dirs/demo: predictions.png,
+It runs this project's tools, prints each command, and leaves in work_dirs/demo: predictions.png,
 learning_curve.png, and the training and test runs with their logs and checkpoints.
 """
 
@@ -16,14 +16,19 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config
 from pycocotools import mask as mask_utils
 
-from mmattn.visualization import Instances, plot_learning_curve, plot_predictions
+from mmattn.visualization import Instances, plot_predictions
+
+Curve = tuple[Sequence[float], Sequence[float]]
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
@@ -47,7 +52,7 @@ LOSSES = {
 }
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('family', nargs='?', choices=CONFIGS, default='gcvit', help='[gcvit]')
     parser.add_argument('--work-dir', type=Path, default='work_dirs/demo', help='[work_dirs/demo]')
@@ -60,13 +65,13 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     start = time.perf_counter()
     train_dir, test_dir = args.work_dir / 'train', args.work_dir / 'test'
     move_aside(args.work_dir)
 
-    run('tools/make_demo_dataset.py', args.data, '--train', args.train, '--val', args.val)
+    run('tools/misc/make_demo_dataset.py', args.data, '--train', args.train, '--val', args.val)
     config = relative(CONFIGS[args.family])
     data = {'MMATTN_COCO': args.data}
     options = ['--cfg-options', *args.cfg_options]
@@ -79,7 +84,7 @@ def main():
 
     name = Config.fromfile(config).model.backbone.type
     metrics = json.loads(only(test_dir, '*/*.json').read_text())
-    # Where nothing at all was detected, mmdet leaves them out.
+    # mmdet writes no mAP where nothing was detected.
     bbox, mask = (metrics.get(f'coco/{kind}_mAP', 0) for kind in ('bbox', 'segm'))
     score = f'bbox mAP {bbox:.3f}, mask mAP {mask:.3f} on {args.val} held-out images'
     pictures = {
@@ -102,8 +107,8 @@ def main():
 # ------------------------------------------------------------------------------------- commands
 
 
-def move_aside(folder):
-    """Rename what an earlier run left, by the time it was made."""
+def move_aside(folder: Path) -> None:
+    """Rename the folder of an earlier run by its date."""
     if not folder.exists():
         return
     made = time.localtime(folder.stat().st_mtime)
@@ -112,26 +117,31 @@ def move_aside(folder):
     print(f'An earlier run was in {folder}: it is now {earlier}')
 
 
-def relative(path):
-    """A path inside this project as seen from the current folder."""
+def relative(path: str) -> str:
+    """A path inside this project, relative to the current folder."""
     return os.path.relpath(ROOT / path)
 
 
-def run(tool, *arguments, variables=None, show=str.rstrip):
-    """Run one of the project's tools; return the seconds it took, on the clock and of CPU time.
+def run(
+    tool: str,
+    *arguments: object,
+    variables: Mapping[str, str] | None = None,
+    show: Callable[[str], str | None] = str.rstrip,
+) -> tuple[float, float]:
+    """Run one of the project's tools; return its seconds of wall time and of CPU time.
 
     Args:
-        tool: its path inside the project.
-        arguments: of any type, for the command line.
+        tool: path inside the project.
+        arguments: command line; each is converted by ``str``.
         variables: added to the environment.
-        show: line of output -> what to print of it, or None.
+        show: turns a line of output into the text to print, or None.
     """
     variables = variables or {}
     command = [relative(tool), *map(str, arguments)]
     shown = [f'{key}={shlex.quote(value)}' for key, value in variables.items()]
     print(f'\n$ {" ".join(shown)}{" " if shown else ""}python {shlex.join(command)}', flush=True)
     start, cpu_before = time.perf_counter(), children_cpu()
-    last_lines = collections.deque(maxlen=40)
+    last_lines: collections.deque[str] = collections.deque(maxlen=40)
     with subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **variables},
@@ -139,22 +149,24 @@ def run(tool, *arguments, variables=None, show=str.rstrip):
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
+        assert process.stdout is not None
         for line in process.stdout:
             last_lines.append(line)
             if (text := show(line)) is not None:
                 print(text, flush=True)
     if process.returncode:
-        sys.exit(f'{"".join(last_lines)}\n{tool} failed: its last lines of output are above')
+        sys.exit(f'{"".join(last_lines)}\n{tool} failed: the end of its output is above')
     return time.perf_counter() - start, children_cpu() - cpu_before
 
 
-def children_cpu():
+def children_cpu() -> float:
+    """CPU seconds of all processes that were started here and have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def condense(line):
-    """The gist of a line of mmengine's log, or None."""
+def condense(line: str) -> str | None:
+    """A short form of a line of mmengine's log, or None where it has no progress."""
     if match := TRAIN_LINE.search(line):
         epoch, iteration, last, eta, loss = match.groups()
         return f'  epoch {epoch:>2}  {iteration:>4}/{last}  loss {float(loss):.3f}  {eta} to go'
@@ -164,27 +176,27 @@ def condense(line):
     return None
 
 
-def minutes(seconds):
+def minutes(seconds: float) -> str:
     return f'{int(seconds // 60)} min {int(seconds % 60)} s'
 
 
 # ------------------------------------------------------------------------------------- pictures
 
 
-def only(folder, pattern):
-    """The one file that a run left under this pattern."""
+def only(folder: Path, pattern: str) -> Path:
+    """The one file of a folder that matches the pattern."""
     (path,) = folder.glob(pattern)
     return path
 
 
-def draw_predictions(data, test_dir, title):
-    """The first held-out images with their annotations and predictions."""
+def draw_predictions(data: str, test_dir: Path, title: str) -> Figure:
+    """Draw the first held-out images with their annotations and predictions."""
     truth = json.loads(Path(data, 'annotations/instances_val2017.json').read_text())
     predicted = json.loads((test_dir / 'results.segm.json').read_text())
     classes = [category['name'] for category in truth['categories']]
     examples = []
     for info in truth['images'][:NUM_PICTURES]:
-        image = cv2.imread(str(Path(data, 'val2017', info['file_name'])))[..., ::-1]
+        image = np.asarray(cv2.imread(str(Path(data, 'val2017', info['file_name']))))[..., ::-1]
         annotated, found = (
             [entry for entry in entries if entry['image_id'] == info['id']]
             for entries in (truth['annotations'], predicted)
@@ -193,8 +205,8 @@ def draw_predictions(data, test_dir, title):
     return plot_predictions(examples, classes, title)
 
 
-def instances(entries, image, scored=False):
-    """COCO annotations, or scored results, of one image (H, W, 3) as arrays; category 1 is class 0."""
+def instances(entries: list[dict], image: np.ndarray, scored: bool = False) -> Instances:
+    """COCO annotations or results of one image (H, W, 3) as arrays; category 1 is class 0."""
     num = len(entries)
     boxes = np.array([entry['bbox'] for entry in entries], float).reshape(num, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -207,8 +219,8 @@ def instances(entries, image, scored=False):
     )
 
 
-def draw_learning_curve(train_dir, title):
-    """Losses and mAP from what mmengine logged."""
+def draw_learning_curve(train_dir: Path, title: str) -> Figure:
+    """Draw losses and mAP from mmengine's log."""
     lines = only(train_dir, '*/vis_data/scalars.json').read_text().splitlines()
     records = [json.loads(line) for line in lines]
     steps = [record for record in records if 'loss' in record]
@@ -224,6 +236,39 @@ def draw_learning_curve(train_dir, title):
         for name, key in {'boxes': 'coco/bbox_mAP', 'masks': 'coco/segm_mAP'}.items()
     }
     return plot_learning_curve(losses, metrics, title)
+
+
+def plot_learning_curve(
+    losses: Mapping[str, Curve], metrics: Mapping[str, Curve], title: str
+) -> Figure:
+    """Draw losses above and metrics below, over the same epochs.
+
+    Args:
+        losses: name -> (epochs, values), on a logarithmic axis; the first has the thickest line.
+        metrics: name -> (epochs, values in [0, 1]); the last value of each is written beside it.
+        title: model and data set.
+    """
+    figure = Figure(figsize=(9, 8), dpi=110, layout='constrained')
+    figure.suptitle(title, fontsize=12)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+
+    for i, (name, (epochs, values)) in enumerate(losses.items()):
+        upper.plot(epochs, values, label=name, color=f'C{i}', linewidth=1.2 if i else 2.4)
+    upper.set(ylabel='training loss', yscale='log')
+    upper.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=len(losses), frameon=False)
+
+    for i, (name, (epochs, values)) in enumerate(metrics.items()):
+        lower.plot(
+            epochs, values, marker='o', label=f'{name} (last: {values[-1]:.3f})', color=f'C{i}'
+        )
+    lower.set(ylabel='COCO mAP on held-out images', ylim=(0, 1), xlabel='epoch')
+    lower.legend(loc='upper left')
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(left=0)
+    return figure
 
 
 if __name__ == '__main__':

@@ -1,24 +1,24 @@
-"""Test a detector, segmentor or classifier: ``python tools/test.py CONFIG CHECKPOINT [options]``."""
+"""Test a detector, segmentor or classifier: ``tools/test.py CONFIG CHECKPOINT [options]``."""
 
 import argparse
 from copy import deepcopy
 
-from _runtime import (
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from torch import nn
+
+from mmattn.engine.runtime import (
+    adapt_to_cpu,
     add_options,
     build_runner,
     check_data,
-    fit_machine,
     is_sharded,
+    load_weights,
     read_config,
-    say,
-    stop,
+    warn,
 )
-from mmengine.config import ConfigDict
-from mmengine.evaluator import DumpResults
 
-import mmattn  # registers the backbones, and lets a torchvision without operators load
-
-# How the views of --tta are merged, by task; mmseg's configs say it themselves.
+# Models that merge the views of --tta, by task; mmseg's configs have their own.
 TTA_MODELS = {
     'mmdet': dict(
         type='DetTTAModel',
@@ -28,10 +28,10 @@ TTA_MODELS = {
 }
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a model.')
     add_options(parser)
-    parser.add_argument('checkpoint', help="a file of one's own or a published one; a URL")
+    parser.add_argument('checkpoint', help='your own or a published file, or a URL')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', metavar='FOLDER', help='write pictures of the predictions')
@@ -43,7 +43,7 @@ def parse_args():
     return args
 
 
-def main():
+def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     check_data(cfg, ['test_dataloader'])
@@ -54,9 +54,9 @@ def main():
     if is_sharded(cfg):  # in training; its checkpoints are as all others
         cfg.pop('strategy')
         cfg.pop('runner_type')
-    fit_machine(cfg)
+    adapt_to_cpu(cfg)
     runner = build_runner(cfg)
-    load(runner, args.checkpoint)
+    runner.logger.info(str(load_weights(runner.model, args.checkpoint)))
     if args.tta and cfg.tta_model.type == 'DetTTAModel':
         leave_out_masks(runner.model)
     if args.out:
@@ -64,22 +64,8 @@ def main():
     runner.test()
 
 
-def load(runner, checkpoint):
-    """Load any format that mmattn reads; a part of the model without weights is an error."""
-    try:
-        report = mmattn.checkpoint.load_checkpoint(runner.model, checkpoint)
-    except (mmattn.checkpoint.CheckpointError, FileNotFoundError) as error:
-        stop(str(error))
-    if report.fresh:
-        stop(
-            f'{checkpoint} ({report.format}) has no weights for {len(report.fresh)} tensors of the '
-            f'model, such as {", ".join(report.fresh[:3])}; a test would take random ones'
-        )
-    runner.logger.info(str(report))
-
-
-def draw(cfg, args):
-    """Turn on the task's visualization hook, for every image; each names its options differently."""
+def draw(cfg: Config, args: argparse.Namespace) -> None:
+    """Turn on the task's visualization hook for every image; its options differ by task."""
     hook = cfg.default_hooks.visualization
     hook.update(show=args.show, wait_time=args.wait_time, interval=1)
     if cfg.default_scope == 'mmpretrain':
@@ -92,12 +78,12 @@ def draw(cfg, args):
             hook.test_out_dir = args.show_dir
 
 
-def augment(cfg):
-    """Test with the config's own views, or else with each image and its mirror image."""
+def augment(cfg: Config) -> None:
+    """Test with the config's views, or else with each image and its mirror image."""
     if 'tta_model' not in cfg:
         cfg.tta_model = TTA_MODELS[cfg.default_scope]
     if 'segm' in cfg.test_evaluator.get('metric', ()):
-        say('--tta: mmdet merges boxes alone, so masks are neither predicted nor evaluated.')
+        warn('--tta: mmdet merges boxes alone, so masks are neither predicted nor evaluated.')
         cfg.test_evaluator.metric = 'bbox'
     dataset = cfg.test_dataloader.dataset
     if 'tta_pipeline' not in cfg:
@@ -110,14 +96,15 @@ def augment(cfg):
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def leave_out_masks(model):
-    """Once loaded, let a detector's heads predict boxes alone."""
+def leave_out_masks(model: nn.Module) -> None:
+    """Let the heads of a loaded detector predict boxes alone."""
     for module in model.modules():
         if hasattr(module, 'mask_head'):
             module.mask_head = None
 
 
-def dump_to(path, scope):
+def dump_to(path: str, scope: str) -> DumpResults:
+    """The metric that writes predictions to a file."""
     if scope != 'mmdet':
         return DumpResults(out_file_path=path)
     from mmdet.evaluation import DumpDetResults  # packs masks as run lengths

@@ -1,28 +1,29 @@
-"""Train a detector, segmentor or classifier: ``python tools/train.py CONFIG [options]``."""
+"""Train a detector, segmentor or classifier: ``tools/train.py CONFIG [options]``."""
 
 import argparse
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from _runtime import (
-    add_options,
-    build_runner,
-    check_data,
-    fit_machine,
-    is_sharded,
-    read_config,
-    say,
-    stop,
-)
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
-import mmattn  # noqa: F401  registers the backbones, and lets a torchvision without operators load
+from mmattn.engine.runtime import (
+    adapt_to_cpu,
+    add_options,
+    build_runner,
+    check_data,
+    is_sharded,
+    read_config,
+    stop,
+    warn,
+)
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model.')
     add_options(parser)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
@@ -36,12 +37,12 @@ def parse_args():
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or (auto) from the last good one in the work_dir',
+        help='resume from this checkpoint, or (auto) from the last whole one in the work_dir',
     )
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
@@ -60,15 +61,16 @@ def main():
         # mmengine counts a step's images, not those that are accumulated for an update.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
-    fit_machine(cfg)
+    adapt_to_cpu(cfg)
     # With compile=True mmengine compiles the whole train step. What torch cannot compile of it (in
-    # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) runs as it is instead of ending the run.
+    # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) runs uncompiled instead of ending the
+    # run.
     torch._dynamo.config.suppress_errors = True
     build_runner(cfg).train()
 
 
-def resume(cfg, source):
-    """Set what the Runner resumes from; refuse to write over an earlier run."""
+def resume(cfg: Config, source: str | None) -> None:
+    """Set the checkpoint to resume from; refuse to overwrite an earlier run."""
     earlier = checkpoints(cfg.work_dir)
     if source is None:
         if earlier and not cfg.get('resume'):
@@ -80,29 +82,28 @@ def resume(cfg, source):
     if source == 'auto':
         source = last_good(cfg.work_dir, earlier)
         if source is None:
-            say(
-                f'--resume: no checkpoint in {cfg.work_dir} yet, so training starts from the start.'
-            )
+            warn(f'--resume: no checkpoint in {cfg.work_dir} yet, so training starts anew.')
             return
     elif not Path(source).is_file():
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
-    # Of a seed that was drawn mmengine learns after it has built the data loader: the order would be another.
+    # mmengine restores a drawn seed after it has built the data loader, which then has another
+    # order.
     if cfg.get('randomness', {}).get('seed') is None:
         seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     let_mmengine_resume()
 
 
-def let_mmengine_resume():
-    """mmengine 0.10.7 calls torch.load as if torch were older than 2.6, and could not read its own checkpoints."""
+def let_mmengine_resume() -> None:
+    """Let mmengine 0.10.7 read its own checkpoints: it calls torch.load as before torch 2.6."""
     if not hasattr(checkpoint, 'get_torch_safe_globals'):
         checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
 
 
-def load_from_local(filename, map_location=None, mmap=False):
-    """Read a training checkpoint, which holds mmengine's logs, by torch.load's safe way."""
+def load_from_local(filename: str, map_location: Any = None, mmap: bool = False) -> dict:
+    """Read a training checkpoint, with mmengine's logs in it, by ``weights_only=True``."""
     array = np.zeros(1)
     reduced = [part.__reduce__()[0] for part in (array, array[0])]
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
@@ -111,17 +112,17 @@ def load_from_local(filename, map_location=None, mmap=False):
         return torch.load(filename, map_location=map_location, mmap=mmap, weights_only=True)
 
 
-def checkpoints(work_dir):
+def checkpoints(work_dir: str | Path) -> list[Path]:
     """Training checkpoints in `work_dir`, newest first."""
     found = [*Path(work_dir).glob('epoch_*.pth'), *Path(work_dir).glob('iter_*.pth')]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def last_good(work_dir, candidates):
-    """The checkpoint that `last_checkpoint` names, or where that is cut short the newest whole one.
+def last_good(work_dir: str | Path, candidates: list[Path]) -> str | None:
+    """The checkpoint named by `last_checkpoint`, or if that is truncated the newest whole one.
 
-    mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or a
-    full disk leaves a broken file that nothing points to, or an empty `last_checkpoint`.
+    mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or
+    a full disk leaves a truncated file that nothing points to, or an empty `last_checkpoint`.
     """
     pointer = Path(work_dir, 'last_checkpoint')
     named = pointer.read_text().strip() if pointer.is_file() else ''
@@ -129,10 +130,10 @@ def last_good(work_dir, candidates):
         return named
     good = next((path for path in candidates if zipfile.is_zipfile(path)), None)
     if good is not None:
-        say(
+        warn(
             f'{pointer} names no whole checkpoint ({named or "it is empty"}): going on from {good}.'
         )
-    return good
+    return None if good is None else str(good)
 
 
 if __name__ == '__main__':

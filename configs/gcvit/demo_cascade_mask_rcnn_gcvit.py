@@ -1,5 +1,5 @@
 # The demo: Cascade Mask R-CNN with a GC ViT so small that it trains on two CPU cores in minutes, on
-# what `tools/make_demo_dataset.py` makes (MMATTN_COCO says where). `tools/demo.py` runs it.
+# what `tools/misc/make_demo_dataset.py` makes (MMATTN_COCO says where). `tools/demo.py` runs it.
 # All is the real config's but for what 128 x 128 pixels and six classes need.
 _base_ = 'cascade_mask_rcnn_gcvit_t_coco.py'
 classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')

@@ -1,4 +1,4 @@
-"""Training: hooks and strategies for mmengine's Runner; importing registers the hooks."""
+"""Hooks and strategies for mmengine's Runner, and parts that the command-line tools share."""
 
 from .hooks import InvalidLossHook, IterationSeedHook
 

@@ -14,7 +14,6 @@ from .capture import Block, Capture, capture
 _NAMES = {
     'attention': ('attention_maps',),
     'cam': ('grad_cam',),
-    'curves': ('plot_growth', 'plot_learning_curve', 'plot_memory', 'plot_scaling'),
     'deformable': ('sampling_points', 'top_keys'),
     'detection': ('Instances', 'plot_predictions'),
     'draw.deformable': ('plot_sampling_points', 'plot_top_keys'),
@@ -26,8 +25,6 @@ _NAMES = {
     'pca': ('feature_pca',),
     'quadtree': ('kept_patches', 'looks_across'),
     'receptive_field': ('effective_receptive_field',),
-    'sheet': ('contact_sheet',),
-    'speedups': ('plot_speedups', 'plot_steps'),
     'subject': ('Subject', 'View'),
     'windows': ('chosen_window', 'received_attention'),
 }

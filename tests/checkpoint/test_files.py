@@ -290,7 +290,7 @@ def test_convert_checkpoint_writes_what_openmmlab_loads(tmp_path, published):
     torch.save({'state_dict': published}, tmp_path / 'src.pth')
     command = [
         sys.executable,
-        ROOT / 'tools/convert_checkpoint.py',
+        ROOT / 'tools/model_converters/convert_checkpoint.py',
         tmp_path / 'src.pth',
         tmp_path / 'dst.pth',
     ]

@@ -125,7 +125,7 @@ def test_wrong_shapes_are_found(capsys):
 
 @pytest.fixture
 def make(reader):
-    spec = importlib.util.spec_from_file_location('maker', ROOT / 'tools/make_demo_dataset.py')
+    spec = importlib.util.spec_from_file_location('maker', ROOT / 'tools/misc/make_demo_dataset.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return lambda layout: module.make_dataset('data/mine', layout, train=6, val=6)

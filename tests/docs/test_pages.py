@@ -1,6 +1,7 @@
-"""Links lead somewhere, pages that are made from other files are up to date, and the site builds."""
+"""Links have targets, generated pages are up to date, and the site builds."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -168,3 +169,15 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(site):
         assert not parser.run_in, f'{path.name}: a list or table needs an empty line before it'
     for path in site.rglob('*.css'):
         assert not re.search(r'url\(["\']?(https?:)?//', path.read_text()), path.name
+
+
+@pytest.mark.parametrize(
+    'name', ['backbones', 'attention', 'ops', 'checkpoint', 'engine', 'visualization']
+)
+def test_the_reference_has_every_public_name(site, name):
+    text = (site / 'api.html').read_text()
+    module = importlib.import_module(f'mmattn.{name}')
+    for public in getattr(module, '__all__', ()):
+        item = getattr(module, public)
+        places = {f'mmattn.{name}.{public}', f'{item.__module__}.{item.__qualname__}'}
+        assert any(f'id="{place}"' in text for place in places), public

@@ -1,4 +1,4 @@
-"""Running the tools in this process, which has imported everything already, and reading what they leave."""
+"""Run the tools in this process, which has imported everything already, and read their output."""
 
 import json
 import math
@@ -14,13 +14,12 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 def run_tool(name, *arguments):
-    """``python tools/NAME.py ARGUMENTS``."""
+    """``python tools/NAME.py ARGUMENTS``, where NAME includes the folder, as in ``misc/...``."""
     # Loggers, message hubs and visualizers outlive a Runner.
     for kind in ManagerMixin.__subclasses__():
         _forget(kind)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [str(TOOLS / f'{name}.py'), *map(str, arguments)])
-        patch.syspath_prepend(str(TOOLS))
         try:
             runpy.run_path(str(TOOLS / f'{name}.py'), run_name='__main__')
         finally:

@@ -8,10 +8,11 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 @pytest.fixture(scope='session')
 def load_tool():
-    """A script of tools/ as a module, by its name."""
+    """A script of tools/ as a module, by its path without suffix, as in ``deployment/export``."""
 
     def load(name):
-        spec = importlib.util.spec_from_file_location(f'mmattn_tools_{name}', TOOLS / f'{name}.py')
+        module_name = f'mmattn_tools_{name.replace("/", "_")}'
+        spec = importlib.util.spec_from_file_location(module_name, TOOLS / f'{name}.py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

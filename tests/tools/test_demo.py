@@ -1,11 +1,13 @@
 """tools/demo.py: what it prints, what it leaves, and one whole demo on a handful of images."""
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
@@ -47,9 +49,9 @@ def test_whole_demo_end_to_end(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
 
     commands = re.findall(
-        r'^\$ (MMATTN_COCO=data )?python \S+/tools/(\w+)\.py', result.stdout, re.M
+        r'^\$ (MMATTN_COCO=data )?python \S+/tools/(\S+)\.py', result.stdout, re.M
     )
-    assert [name for _, name in commands] == ['make_demo_dataset', 'train', 'test']
+    assert [name for _, name in commands] == ['misc/make_demo_dataset', 'train', 'test']
     assert [bool(variable) for variable, _ in commands] == [False, True, True]
     assert re.findall(r'^  epoch  (\d)     2/2  loss \d+\.\d{3}  ', result.stdout, re.M) == [
         '1',
@@ -85,7 +87,7 @@ def test_failed_step_shows_its_output_and_stops(tmp_path):
     result = demo(tmp_path, '--data', 'data')
     assert result.returncode == 1
     assert 'data exists and was not made by this tool' in result.stderr
-    assert 'tools/make_demo_dataset.py failed' in result.stderr
+    assert 'tools/misc/make_demo_dataset.py failed' in result.stderr
     assert 'train.py' not in result.stdout
 
 
@@ -131,3 +133,36 @@ def test_every_family_has_its_config(tool):
 )
 def test_progress_is_the_gist_of_the_log(tool, line, gist):
     assert tool.condense(line) == gist
+
+
+# ---- The learning curve
+
+
+@pytest.fixture
+def figure(tool):
+    epochs = [0.5, 1.0, 1.5, 2.0]
+    losses = {'all': (epochs, [4, 3, 2, 1]), 'masks': (epochs, [0.9, 0.7, 0.5, 0.3])}
+    metrics = {'boxes': ([1, 2], [0.1, 0.456]), 'masks': ([1, 2], [0.05, 0.345])}
+    return tool.plot_learning_curve(losses, metrics, 'a small model')
+
+
+def test_axes_say_what_they_show(figure):
+    upper, lower = figure.axes
+    assert upper.get_ylabel() == 'training loss'
+    assert lower.get_ylabel() == 'COCO mAP on held-out images'
+    assert lower.get_xlabel() == 'epoch'
+    assert [text.get_text() for text in upper.get_legend().texts] == ['all', 'masks']
+    labels = [text.get_text() for text in lower.get_legend().texts]
+    assert labels == ['boxes (last: 0.456)', 'masks (last: 0.345)']
+    np.testing.assert_allclose(upper.lines[0].get_xydata(), [[0.5, 4], [1, 3], [1.5, 2], [2, 1]])
+    np.testing.assert_allclose(lower.lines[1].get_xydata(), [[1, 0.05], [2, 0.345]])
+
+
+def test_picture_has_its_size_and_is_not_blank(figure):
+    file = io.BytesIO()
+    figure.savefig(file)
+    file.seek(0)
+    picture = imread(file)
+    assert picture.shape == (880, 990, 4)
+    upper, lower = picture[:440, :, :3], picture[440:, :, :3]
+    assert min(upper.std(), lower.std()) > 0.05

@@ -12,13 +12,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from mmattn.engine import runtime
+
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / 'configs/gcvit/cascade_mask_rcnn_gcvit_t_coco.py')
 
 
 @pytest.fixture
-def train(load_tool, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+def train(load_tool):
     return load_tool('train')
 
 
@@ -208,7 +209,8 @@ LocalBackend.put = put
 resume = dict(resume=True, load_from=sys.argv[4]) if accident == 'resume' else {}
 runner = Runner(
     Toy(), work_dir, train_dataloader=DataLoader(TensorDataset(torch.ones(2, 1))),
-    train_cfg=dict(by_epoch=True, max_epochs=4), optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
+    train_cfg=dict(by_epoch=True, max_epochs=4),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=.1)),
     default_hooks=dict(checkpoint=hook), default_scope='mmengine', log_level='WARNING', **resume)
 runner.train()
 print('ended at epoch', runner.epoch)
@@ -246,8 +248,8 @@ def test_an_accident_while_saving_keeps_the_last_good_checkpoint(train, accident
 
 
 @pytest.fixture
-def cpu(train, monkeypatch):
-    monkeypatch.setitem(train.fit_machine.__globals__, 'get_device', lambda: 'cpu')
+def cpu(monkeypatch):
+    monkeypatch.setattr(runtime, 'get_device', lambda: 'cpu')
 
 
 def test_amp_without_a_gpu_is_float32(run, data, cpu):
@@ -257,8 +259,8 @@ def test_amp_without_a_gpu_is_float32(run, data, cpu):
     assert cfg.optim_wrapper.optimizer.type == 'AdamW'
 
 
-def test_amp_with_a_gpu(run, data, train, monkeypatch):
-    monkeypatch.setitem(train.fit_machine.__globals__, 'get_device', lambda: 'cuda')
+def test_amp_with_a_gpu(run, data, monkeypatch):
+    monkeypatch.setattr(runtime, 'get_device', lambda: 'cuda')
     cfg = run('--amp')
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.small_backbones import small_backbone
 
-from mmattn.visualization import Instances, capture, contact_sheet, plot_prediction
+from mmattn.visualization import Instances, capture, plot_prediction
 from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field
 from mmattn.visualization.draw.base import rendered
 from mmattn.visualization.pictures import Choice, attention_pictures, default_queries
@@ -173,13 +173,3 @@ def test_predictions_of_the_three_tasks():
     check(figure, 'ground truth: dog', '70.0 %')
     bars = figure.axes[1]
     assert [label.get_text() for label in bars.get_yticklabels()] == ['dog', 'cat']
-
-
-def test_contact_sheet():
-    tall = np.full((90, 60, 3), 200, np.uint8)
-    sheet = contact_sheet([PICTURE, tall, PICTURE], ['one', 'two', 'three'])
-    assert sheet.shape == (30 + 1125 + 30 + 500, 1500, 3)
-    np.testing.assert_array_equal(sheet[100, 760:1400], 200)
-    assert sheet[:30, :750].min() < 100, 'its name'
-    wide = np.zeros((10, 30, 3), np.uint8)
-    assert contact_sheet([wide, wide], ['one', 'two']).shape == (2 * 530, 1500, 3)

@@ -1,0 +1,25 @@
+"""The files that name the version agree with the package."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+import mmattn
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_citation_has_the_version_and_each_familys_paper():
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == mmattn.__version__
+    papers = {reference['url'] for reference in citation['references']}
+    for metafile in ROOT.glob('configs/*/metafile.yml'):
+        for collection in yaml.safe_load(metafile.read_text())['Collections']:
+            assert collection['Paper']['URL'] in papers, metafile
+
+
+def test_the_changelog_ends_in_the_version_or_unreleased_changes():
+    versions = re.findall(r'^## \[(.+?)\]', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    assert versions[0] == 'Unreleased'
+    assert versions[1] == mmattn.__version__
