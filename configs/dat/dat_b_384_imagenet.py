@@ -1,4 +1,4 @@
-# Our choice, as it was not published: Swin's fine-tuning, with the drop path of the training at 224.
+# Our choice, as it was not published: Swin's fine-tuning; drop path as at 224.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_384.py',
