@@ -1,5 +1,5 @@
-# DINO, four scales, 36 epochs. One base for model, data and schedule, as in mmdet, whose optimizer is
-# kept: AdamW, learning rate 1e-4, a tenth of it for the backbone, weight decay 1e-4.
+# DINO, four scales, 36 epochs; as in mmdet, model, data and schedule are one base. The optimizer is
+# mmdet's too: AdamW, learning rate 1e-4, a tenth of it for the backbone, weight decay 1e-4.
 _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py', 'runtime.py']
 data_root = '{{$MMATTN_COCO:data/coco}}'.rstrip('/') + '/'
 train_dataloader = dict(dataset=dict(data_root=data_root))

@@ -1,4 +1,4 @@
-# Starts from ImageNet-21K weights. Our choice, as it was not published: DINO's recipe for transformers,
+# From ImageNet-21K weights. Our choice, as it was not published: DINO's recipe for transformers,
 # drops at 27 and 33, drop path of the ImageNet training, activation checkpointing.
 _base_ = '../_base_/dino_36e_coco.py'
 model = dict(

@@ -1,4 +1,4 @@
-# After the 300 epochs, 10 at the last learning rate. The weights' moving average is tested and saved.
+# 10 epochs at the last learning rate follow. The weights' moving average is tested and saved.
 # Our choice, as it was not published: the cosine ends at 1e-5, as Swin's in mmpretrain.
 _base_ = [
     '../_base_/models/image_classifier.py',
