@@ -192,14 +192,19 @@ def summary() -> str:
     metrics = {'top-1': 'Top 1 Accuracy', 'box AP': 'box AP', 'mIoU': 'mIoU'}
     rows = [
         [
-            f'[{display(collection)}]({collection["Paper"]["URL"]})',
+            f'[{display(collection)}]({readme_beside(path)})',
             *(spread(models, metric) for metric in metrics.values()),
             str(len(models)),
         ]
-        for collection, models in all_collections()
+        for path, metafile in metafiles().items()
+        for collection, models in collections(metafile)
     ]
     heads = ['family', 'ImageNet-1K top-1', 'COCO box AP', 'ADE20K mIoU', 'configs']
     return '\n'.join(table(heads, rows))
+
+
+def readme_beside(metafile: str) -> str:
+    return os.path.join(os.path.dirname(metafile), 'README.md')
 
 
 def family_tables(metafile: str) -> str:
@@ -213,10 +218,7 @@ def family_tables(metafile: str) -> str:
 
 def generated() -> dict[str, str]:
     """Path -> what stands in it between the two lines."""
-    families = {
-        os.path.join(os.path.dirname(path), 'README.md'): family_tables(path)
-        for path in metafiles()
-    }
+    families = {readme_beside(path): family_tables(path) for path in metafiles()}
     return {'README.md': summary(), **families}
 
 
