@@ -1,4 +1,4 @@
-# As dino_36e_coco.py, 12 epochs with the drop at 11.
+# dino_36e_coco.py with 12 epochs and one drop of the learning rate, at 11.
 _base_ = 'dino_36e_coco.py'
 train_cfg = dict(max_epochs=12)
 param_scheduler = [

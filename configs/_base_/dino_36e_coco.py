@@ -1,5 +1,5 @@
-# DINO, four scales, 36 epochs, whole: mmdet keeps model, data and schedule of DINO in one file.
-# Its recipe for transformers is kept: AdamW 1e-4, a tenth of it for the backbone, weight decay 1e-4.
+# DINO, four scales, 36 epochs; as in mmdet, model, data and schedule are one base. The optimizer is
+# mmdet's too: AdamW, learning rate 1e-4, a tenth of it for the backbone, weight decay 1e-4.
 _base_ = ['mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py', 'runtime.py']
 data_root = '{{$MMATTN_COCO:data/coco}}'.rstrip('/') + '/'
 train_dataloader = dict(dataset=dict(data_root=data_root))
@@ -8,7 +8,7 @@ test_dataloader = train_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
-# Where two keys fit a parameter the longer one is taken alone, so it repeats the backbone's rate.
+# If two keys match a parameter, the longer one alone applies, so the backbone's rate is repeated.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys=dict(

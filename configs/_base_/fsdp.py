@@ -1,6 +1,6 @@
-# Parameters, gradients and optimiser states are spread over the processes of tools/dist_train.sh, block
-# by block. Checkpoints are written whole by the first one, under the usual names.
-# No moving average (EMAHook) with it: it copies the model, which FSDP does not allow.
+# Shards parameters, gradients and optimizer states over the ranks of tools/dist_train.sh, block by
+# block. Rank 0 writes full checkpoints with the usual parameter names.
+# Cannot be combined with EMAHook, which copies the model; FSDP does not allow that.
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='mmattn.engine.fsdp.BlockFSDPStrategy',

@@ -1,13 +1,2 @@
-# No result in our sources.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.5).
-_base_ = [
-    '../_base_/models/cascade_mask_rcnn.py',
-    '../_base_/datasets/coco_instance_multiscale.py',
-    '../_base_/schedules/coco_3x.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='base'),
-    neck=dict(in_channels=[128, 256, 512, 1024]),
-)
+_base_ = 'cascade_mask_rcnn_dat_t_3x_coco.py'
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=[128, 256, 512, 1024]))

@@ -1,10 +1,2 @@
-# Expected (published): top-1 84.0; 88 M parameters, 15.8 GFLOPs.
-_base_ = [
-    '../_base_/models/image_classifier.py',
-    '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/imagenet_300e_dat.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='base', out_indices=(3,)),
-    head=dict(in_channels=1024),
-)
+_base_ = 'dat_t_imagenet.py'
+model = dict(backbone=dict(arch='base'), head=dict(in_channels=1024))

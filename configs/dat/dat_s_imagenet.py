@@ -1,10 +1,2 @@
-# Expected (published): top-1 83.7; 50 M parameters, 9.0 GFLOPs.
-_base_ = [
-    '../_base_/models/image_classifier.py',
-    '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/imagenet_300e_dat.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='small', out_indices=(3,)),
-    head=dict(in_channels=768),
-)
+_base_ = 'dat_t_imagenet.py'
+model = dict(backbone=dict(arch='small'))

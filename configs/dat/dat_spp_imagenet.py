@@ -1,10 +1,2 @@
-# Expected (published): top-1 84.6; 53 M parameters, 9.4 GFLOPs.
-_base_ = [
-    '../_base_/models/image_classifier.py',
-    '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/imagenet_300e_dat.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='small++', out_indices=(3,)),
-    head=dict(in_channels=768),
-)
+_base_ = 'dat_tpp_imagenet.py'
+model = dict(backbone=dict(arch='small++'), head=dict(in_channels=768))

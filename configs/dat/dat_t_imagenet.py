@@ -1,4 +1,3 @@
-# Expected (published): top-1 82.0; 29 M parameters, 4.6 GFLOPs.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',

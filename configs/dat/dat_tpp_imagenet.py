@@ -1,4 +1,3 @@
-# Expected (published): top-1 83.9; 24 M parameters, 4.3 GFLOPs.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',

@@ -1,4 +1,4 @@
-# The demo with a small DAT in the place of GC ViT.
+# The demo with a small DAT instead of GC ViT.
 _base_ = '../gcvit/demo_cascade_mask_rcnn_gcvit.py'
 model = dict(
     backbone=dict(

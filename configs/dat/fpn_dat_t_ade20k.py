@@ -1,7 +1,4 @@
-# No result in our sources.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.2).
+# Our choice, as it was not published: drop path of the ImageNet training.
 _base_ = [
     '../_base_/models/fpn.py',
     '../_base_/datasets/ade20k.py',

@@ -1,13 +1,2 @@
-# No result in our sources.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.3).
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='small'),
-    neck=dict(in_channels=[96, 192, 384, 768]),
-)
+_base_ = 'mask_rcnn_dat_t_1x_coco.py'
+model = dict(backbone=dict(arch='small'))

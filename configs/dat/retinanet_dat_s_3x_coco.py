@@ -1,14 +1,2 @@
-# Expected (published): box AP 47.9.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.3).
-_base_ = [
-    'mmdet::_base_/models/retinanet_r50_fpn.py',
-    '../_base_/datasets/coco_detection_multiscale.py',
-    '../_base_/schedules/coco_3x.py',
-]
-# RetinaNet starts from the second stage: the first one's map is not made.
-model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='small', out_indices=(1, 2, 3)),
-    neck=dict(in_channels=[192, 384, 768], start_level=0),
-)
+_base_ = 'retinanet_dat_t_3x_coco.py'
+model = dict(backbone=dict(arch='small'))

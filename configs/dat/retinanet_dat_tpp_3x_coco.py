@@ -1,13 +1,9 @@
-# Expected (published): box AP 49.2.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Drop path and learning rate are the publication's; on fewer images a step, use --auto-scale-lr.
+# RetinaNet starts at the second stage, so that the first stage's map is not returned.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/coco_detection_multiscale.py',
-    '../_base_/schedules/coco_3x.py',
+    '../_base_/schedules/coco_3x_datpp.py',
 ]
-# RetinaNet starts from the second stage: the first one's map is not made.
 model = dict(
     backbone=dict(
         _delete_=True, type='DAT', arch='tiny++', drop_path_rate=0.2, out_indices=(1, 2, 3)

@@ -1,14 +1,6 @@
-# Expected (published): 49.4 mIoU.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.5).
-_base_ = [
-    '../_base_/models/upernet.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/ade20k_160k.py',
-]
+_base_ = 'upernet_dat_t_ade20k.py'
 model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='base'),
+    backbone=dict(arch='base'),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )

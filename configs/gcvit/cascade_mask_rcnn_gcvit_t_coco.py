@@ -1,7 +1,4 @@
-# Expected (published): box AP 51.6, mask AP 44.6; 85 M parameters, 770 GFLOPs at 1280x800.
-# Training starts from ImageNet-1K weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as it was not published: drop path of the ImageNet training (0.2 for T, 0.3 S, 0.5 B).
+# Our choice, as it was not published: drop path of the ImageNet training.
 _base_ = [
     '../_base_/models/cascade_mask_rcnn.py',
     '../_base_/datasets/coco_instance_multiscale.py',

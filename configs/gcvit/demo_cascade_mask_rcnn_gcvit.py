@@ -1,6 +1,6 @@
-# The demo: Cascade Mask R-CNN with a GC ViT so small that it trains on two CPU cores in minutes, on
-# what `tools/misc/make_demo_dataset.py` makes (MMATTN_COCO says where). `tools/demo.py` runs it.
-# All is the real config's but for what 128 x 128 pixels and six classes need.
+# The demo, run by tools/demo.py: Cascade Mask R-CNN with a GC ViT small enough to train on two CPU
+# cores in minutes, on a generated data set whose folder MMATTN_COCO names. It differs from the
+# full-size config in what images of 128 x 128 and six classes need.
 _base_ = 'cascade_mask_rcnn_gcvit_t_coco.py'
 classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')
 channels = 48
@@ -15,7 +15,7 @@ model.backbone.resolution = 128
 model.neck.update(in_channels=[32, 64, 128, 256], out_channels=channels)
 
 model.rpn_head.update(in_channels=channels, feat_channels=channels)
-# Objects are smaller than COCO's, and most anchors of the larger sizes reach over the border.
+# Objects are smaller than COCO's, and most large anchors cross the image border.
 model.rpn_head.anchor_generator.scales = [4]
 model.train_cfg.rpn.allowed_border = -1
 model.train_cfg.rpn.sampler.num = 64
@@ -88,6 +88,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-# The last iteration of an epoch is logged too: the learning curve ends where training ends.
+# Logs each epoch's last iteration, so that the learning curve ends where training ends.
 default_hooks = dict(logger=dict(interval=25, ignore_last=False))
 randomness = dict(seed=0)

@@ -1,8 +1,5 @@
-# Expected (published): box AP 58.3, from ImageNet-21K weights, four scales, 36 epochs.
-# Training starts from ImageNet-21K weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Our choice, as they were not published: DINO's usual optimiser for transformers, drops at 27 and 33,
-# drop path 0.5 as in ImageNet training, and recomputation in place of activation memory.
+# From ImageNet-21K weights. Our choice, as it was not published: DINO's recipe for transformers,
+# drops at 27 and 33, drop path of the ImageNet training, activation checkpointing.
 _base_ = '../_base_/dino_36e_coco.py'
 model = dict(
     backbone=dict(

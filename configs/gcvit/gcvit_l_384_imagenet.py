@@ -1,7 +1,5 @@
-# Expected (published): top-1 87.4 after fine-tuning the ImageNet-21K weights (86.6 at 224):
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-# Drop path is the publication's. The rest of the fine-tuning was not published and is Swin's from
-# ImageNet-21K: 30 epochs, AdamW 4e-5 at batch 1024, weight decay 1e-8, 5 warmup epochs, no mixing.
+# Fine-tunes the ImageNet-21K weights. Drop path is the publication's.
+# Our choice, as it was not published: Swin's fine-tuning.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_384.py',

@@ -1,6 +1,5 @@
-# Expected (published): top-1 83.5; 28 M parameters, 4.7 GFLOPs.
-# 10 epochs at the last learning rate follow the 300, and the weights' moving average (0.9998) is what is
-# tested and saved. Our choice, as it was not published: the cosine ends at 1e-5, as Swin's in mmpretrain.
+# 10 epochs at the last learning rate follow. The weights' moving average is tested and saved.
+# Our choice, as it was not published: the cosine ends at 1e-5, as Swin's in mmpretrain.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',

@@ -1,8 +1,4 @@
-# Tests a classifier on ImageNetV2, threshold 0.7, unpacked in ImageNet's folder (MMATTN_IMAGENET). Its class
-# folders are numbers, which mmpretrain would sort as text (0, 1, 10, 100), so list the labels once:
-#   cd data/imagenet/imagenetv2-threshold0.7-format-val
-#   find . -name '*.jpeg' | sed -E 's|^./([0-9]+)/.*|& \1|' > val.txt
-# Other sizes: the same two lines below the size's own config, or --cfg-options for both keys.
+# Tests on ImageNetV2; README.md says how to make val.txt.
 _base_ = 'gcvit_t_imagenet.py'
 _folder = 'imagenetv2-threshold0.7-format-val'
 test_dataloader = dict(dataset=dict(data_prefix=_folder, ann_file=_folder + '/val.txt'))

@@ -1,4 +1,3 @@
-# Expected (published): 49.2 mIoU, single scale.
 _base_ = 'upernet_gcvit_t_ade20k.py'
 model = dict(
     backbone=dict(arch='base'),

@@ -1,4 +1,3 @@
-# Expected: see T.
 _base_ = 'upernet_gcvit_t_ade20k.py'
 model = dict(
     backbone=dict(arch='small'),

@@ -1,6 +1,4 @@
-# Not published: DINO's recipe for transformers.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# Our choice, as it was not published: DINO's recipe for transformers.
 _base_ = '../_base_/dino_12e_coco.py'
 model = dict(
     backbone=dict(_delete_=True, type='QuadTree', arch='b2', out_indices=(1, 2, 3)),

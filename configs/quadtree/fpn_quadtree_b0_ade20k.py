@@ -1,6 +1,3 @@
-# Expected (published): 39.9 mIoU.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
 _base_ = [
     '../_base_/models/fpn.py',
     '../_base_/datasets/ade20k.py',

@@ -1,13 +1,10 @@
-# Expected (published): box AP 38.8, mask AP 36.5.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/coco_1x.py',
+    '../_base_/schedules/coco_1x_quadtree.py',
 ]
 model = dict(
     backbone=dict(_delete_=True, type='QuadTree', arch='b0'),
     neck=dict(in_channels=[32, 64, 160, 256]),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=1e-4))
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

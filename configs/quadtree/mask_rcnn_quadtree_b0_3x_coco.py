@@ -1,6 +1,3 @@
-# No result in our sources; the schedule is Swin's.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_instance_multiscale.py',

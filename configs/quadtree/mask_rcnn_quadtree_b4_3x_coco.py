@@ -1,12 +1,2 @@
-# No result in our sources; the schedule is Swin's.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
-_base_ = [
-    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_instance_multiscale.py',
-    '../_base_/schedules/coco_3x.py',
-]
-model = dict(
-    backbone=dict(_delete_=True, type='QuadTree', arch='b4'),
-    neck=dict(in_channels=[64, 128, 320, 512]),
-)
+_base_ = 'mask_rcnn_quadtree_b0_3x_coco.py'
+model = dict(backbone=dict(arch='b4'), neck=dict(in_channels=[64, 128, 320, 512]))

@@ -1,5 +1,3 @@
-# Expected (published): top-1 72.0; 3.5 M parameters, 0.7 GFLOPs.
-# 10 epochs at the last learning rate follow the 300.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',

@@ -1,13 +1,2 @@
-# Expected (published): top-1 80.0; 13.6 M parameters, 2.3 GFLOPs.
-# 10 epochs at the last learning rate follow the 300.
-_base_ = [
-    '../_base_/models/image_classifier.py',
-    '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/imagenet_300e_quadtree.py',
-]
-model = dict(
-    backbone=dict(
-        _delete_=True, type='QuadTree', arch='b1', topks=8, value_act='GELU', out_indices=(3,)
-    ),
-    head=dict(in_channels=512),
-)
+_base_ = 'quadtree_b0_imagenet.py'
+model = dict(backbone=dict(arch='b1'), head=dict(in_channels=512))

@@ -1,14 +1,10 @@
-# Expected (published): box AP 38.4.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# RetinaNet starts at the second stage, so that the first stage's map is not returned.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/coco_1x.py',
+    '../_base_/schedules/coco_1x_quadtree.py',
 ]
-# RetinaNet starts from the second stage: the first one's map is not handed on.
 model = dict(
     backbone=dict(_delete_=True, type='QuadTree', arch='b0', out_indices=(1, 2, 3)),
     neck=dict(in_channels=[64, 160, 256], start_level=0),
 )
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-4))

@@ -1,6 +1,4 @@
-# Not published: UPerNet's recipe for Swin.
-# Training starts from ImageNet weights, published or own, in any format that mmattn reads:
-#   --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint=FILE
+# Our choice, as it was not published: Swin's recipe.
 _base_ = [
     '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k.py',

@@ -1,17 +1,19 @@
-"""Write docs/model_zoo.md, and the README's short table of models, from the metafiles.
+"""Write the tables of models from the metafiles: docs/model_zoo.md, README.md, configs/*/README.md.
 
 python docs/generate/model_zoo.py
 """
 
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / 'docs/model_zoo.md'
-README = ROOT / 'README.md'
-# The README's table lies between these two lines.
+# In the READMEs, what is generated stands between these two lines.
 START, END = '<!-- From docs/generate/model_zoo.py -->', '<!-- To here -->'
 
 HEADS = {
@@ -36,36 +38,52 @@ TASKS = {
 HEADER = """\
 # Model zoo
 
-Every model that has a config. This page is made from the metafiles, `configs/*/metafile.yml`, which
-`mim search mmattn` shows as well.
+Every model that has a config. The tables are generated from `configs/*/metafile.yml`, which
+`mim search mmattn` shows as well; each family's folder has a README with its part of them.
 
-**Results are the publications'**; the configs aim at them. No training of that length was run here. Where there
-is none, none was published: the config is there for comparison. GC ViT-L at 384 and 512 and DINO with GC ViT-L start
-from ImageNet-21K weights.
+**Results are the papers'**, and what the configs aim at. Nothing was trained to that length here. A
+model without results has none in our sources: its config is there for comparison. GC ViT-L at 384
+and 512 and DINO with GC ViT-L start from ImageNet-21K weights.
 
-**params** (millions) and **FLOPs** (billions of multiply-adds) are counted here, on the whole model, with what
-was published in parentheses. Classifiers are counted with 1000 classes at the size that they are trained at,
-224 x 224 if none is named; detectors at 1280 x 800 with 1000 proposals and 100 masks; segmentors at 512 x 512
-without the auxiliary head. FLOPs of DINO are not counted.
+**params** (millions) and **FLOPs** (billions of multiply-adds) are counted here, on the whole model;
+published figures follow in parentheses. Classifiers are counted with 1000 classes at their training
+size, 224 x 224 unless another is named; detectors at 1280 x 800 with 1000 proposals and 100 masks;
+segmentors at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
 
-Config paths are those below `configs/`. In a project of yours, `_base_ = 'mmattn::PATH'` inherits one
-([In your own project](your_project.md)). **Weights** are the authors', on the page that each section names, and
-[load as they are](checkpoints.md).
+Config paths are relative to `configs/`. In a project of yours, `_base_ = 'mmattn::PATH'` inherits one
+([In your own project](your_project.md)). **Weights** are the authors', on the page that each section
+names ([Checkpoints](checkpoints.md)).
 """
 
+# A metafile's collection or model.
+Entry = dict[str, Any]
+# The cell that leads to a model's config.
+Link = Callable[[Entry], str]
 
-def metafiles():
-    """The parsed metafiles that model-index.yml names."""
+
+def metafiles() -> dict[str, Entry]:
+    """The parsed metafiles that model-index.yml names, by their paths."""
     paths = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    return [yaml.safe_load((ROOT / path).read_text()) for path in paths]
+    return {path: yaml.safe_load((ROOT / path).read_text()) for path in paths}
 
 
-def results(model):
-    """Metric -> value."""
+def collections(metafile: Entry) -> Iterator[tuple[Entry, list[Entry]]]:
+    """Each collection of a metafile with its models."""
+    for collection in metafile['Collections']:
+        name = collection['Name']
+        yield collection, [m for m in metafile['Models'] if m['In Collection'] == name]
+
+
+def all_collections() -> list[tuple[Entry, list[Entry]]]:
+    return [pair for metafile in metafiles().values() for pair in collections(metafile)]
+
+
+def results(model: Entry) -> dict[str, float]:
+    """Metric -> published value."""
     return {k: v for result in model.get('Results', []) for k, v in result['Metrics'].items()}
 
 
-def parse(model):
+def parse(model: Entry) -> dict[str, str | None]:
     """The parts of a model's name."""
     match = NAME.fullmatch(model['Name'])
     if match is None:
@@ -73,7 +91,7 @@ def parse(model):
     return match.groupdict()
 
 
-def title(model):
+def title(model: Entry) -> str:
     """``cascade_mask_rcnn_dat_spp_3x_coco`` is Cascade Mask R-CNN, DAT-S++, 3x."""
     part = parse(model)
     size = part['size']
@@ -86,27 +104,23 @@ def title(model):
     return ', '.join(filter(None, [HEADS.get(part['head']), backbone, extra]))
 
 
-def display(collection):
+def display(collection: Entry) -> str:
     return collection['Name'].replace('GCViT', 'GC ViT')
 
 
-def is_ablation(model):
-    return '/ablations/' in model['Config']
-
-
-def order(model):
+def order(model: Entry) -> tuple[int, int, str]:
     """By head as above, then by size; a longer schedule after a shorter one."""
     head = parse(model)['head']
     return (list(HEADS).index(head) if head else -1, model['Metadata']['Parameters'], model['Name'])
 
 
-def table(heads, rows):
+def table(heads: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table."""
     return [f'| {" | ".join(cells)} |' for cells in (heads, ['---'] * len(heads), *rows)]
 
 
-def size(model, key, unit):
-    """What was counted, and in parentheses what was published."""
+def size(model: Entry, key: str, unit: str) -> str:
+    """The counted figure, and in parentheses the published one."""
     metadata = model['Metadata']
     counted = metadata.get(key)
     published = metadata.get(f'Published {key} ({unit})')
@@ -114,87 +128,113 @@ def size(model, key, unit):
     return f'{counted} ({published:g})' if published else counted
 
 
-def tail(model):
-    """The cells that all tables end with."""
-    path = model['Config'].removeprefix('configs/')
-    return [size(model, 'Parameters', 'M'), size(model, 'FLOPs', 'G'), f'`{path}`']
+def path_below_configs(model: Entry) -> str:
+    """The cell of docs/model_zoo.md, whose site has no configs to link to."""
+    return f'`{model["Config"].removeprefix("configs/")}`'
 
 
-def section(collection, models):
-    """Lines about the models of one collection."""
-    metadata, paper = collection['Metadata'], collection['Paper']
+def link_from(folder: str) -> Link:
+    """Cells of a README in ``folder``."""
+    return lambda model: f'[config]({os.path.relpath(model["Config"], folder)})'
+
+
+def tail(model: Entry, link: Link) -> list[str]:
+    """The cells at the end of each row."""
+    return [size(model, 'Parameters', 'M'), size(model, 'FLOPs', 'G'), link(model)]
+
+
+def tables(collection: Entry, models: list[Entry], level: str, link: Link) -> Iterator[str]:
+    """Lines of a collection's tables: one for each task, and one of its ablations."""
     name = display(collection)
-    yield from ('', f'## {name}', '')
-    yield f'[{paper["Title"]}]({paper["URL"]}).'
-    yield f'Weights: <{metadata["Weights Page"]}>; licence: {metadata["Weights License"]}.'
-    regular = sorted((m for m in models if not is_ablation(m)), key=order)
+    ablations = [model for model in models if 'Change' in model['Metadata']]
+    regular = sorted((model for model in models if model not in ablations), key=order)
     for dataset, (heading, metrics) in TASKS.items():
         rows = []
         for model in regular:
             if parse(model)['dataset'] == dataset:
                 found = results(model)
                 figures = [f'{found[m]:.1f}' if m in found else '' for m in metrics.values()]
-                rows.append([title(model), *figures, *tail(model)])
-        yield from ('', f'### {name}: {heading}', '')
+                rows.append([title(model), *figures, *tail(model, link)])
+        yield from ('', f'{level} {name}: {heading}', '')
         yield from table(['model', *metrics, 'params', 'FLOPs', 'config'], rows)
-    ablations = [m for m in models if is_ablation(m)]
     if ablations:
-        rows = [[first_comment(model), *tail(model)] for model in ablations]
-        yield from ('', f'### {name}: ablations', '')
-        yield from table(['what differs', 'params', 'FLOPs', 'config'], rows)
+        rows = [
+            [m['Metadata']['Change'], m['Metadata'].get('Published Effect', ''), *tail(m, link)]
+            for m in ablations
+        ]
+        yield from ('', f'{level} {name}: ablations', '')
+        yield from table(['change', 'published effect', 'params', 'FLOPs', 'config'], rows)
 
 
-def first_comment(model):
-    return (ROOT / model['Config']).read_text().splitlines()[0].removeprefix('# ')
+def section(collection: Entry, models: list[Entry]) -> Iterator[str]:
+    """Lines of docs/model_zoo.md about one collection."""
+    metadata, paper = collection['Metadata'], collection['Paper']
+    yield from ('', f'## {display(collection)}', '')
+    yield f'[{paper["Title"]}]({paper["URL"]}).'
+    yield f'Weights: <{metadata["Weights Page"]}>; license: {metadata["Weights License"]}.'
+    yield from tables(collection, models, '###', path_below_configs)
 
 
-def collections():
-    """Each collection with its models."""
-    for metafile in metafiles():
-        for collection in metafile['Collections']:
-            name = collection['Name']
-            yield collection, [m for m in metafile['Models'] if m['In Collection'] == name]
-
-
-def page():
+def page() -> str:
     """Text of docs/model_zoo.md."""
-    lines = [line for part in collections() for line in section(*part)]
-    return HEADER + '\n'.join(lines) + '\n'
+    return HEADER + '\n'.join(line for pair in all_collections() for line in section(*pair)) + '\n'
 
 
-def spread(models, metric):
+def spread(models: list[Entry], metric: str) -> str:
     """From the least to the greatest published value."""
     values = sorted(value for m in models if (value := results(m).get(metric)) is not None)
     ends = dict.fromkeys(f'{value:.1f}' for value in (*values[:1], *values[-1:]))
     return ' to '.join(ends)
 
 
-def summary():
-    """The README's table: a line for each collection."""
+def summary() -> str:
+    """The table of README.md: one row for each collection."""
     metrics = {'top-1': 'Top 1 Accuracy', 'box AP': 'box AP', 'mIoU': 'mIoU'}
     rows = [
         [
-            f'[{display(collection)}]({collection["Paper"]["URL"]})',
+            f'[{display(collection)}]({readme_beside(path)})',
             *(spread(models, metric) for metric in metrics.values()),
             str(len(models)),
         ]
-        for collection, models in collections()
+        for path, metafile in metafiles().items()
+        for collection, models in collections(metafile)
     ]
     heads = ['family', 'ImageNet-1K top-1', 'COCO box AP', 'ADE20K mIoU', 'configs']
     return '\n'.join(table(heads, rows))
 
 
-def with_summary(readme):
-    """The README's text with the table as it should be."""
-    before, rest = readme.split(START)
+def readme_beside(metafile: str) -> str:
+    return os.path.join(os.path.dirname(metafile), 'README.md')
+
+
+def family_tables(metafile: str) -> str:
+    """The tables of the README beside a metafile."""
+    link = link_from(os.path.dirname(metafile))
+    lines = [
+        line for pair in collections(metafiles()[metafile]) for line in tables(*pair, '###', link)
+    ]
+    return '\n'.join(lines[1:])
+
+
+def generated() -> dict[str, str]:
+    """Path -> what stands in it between the two lines."""
+    families = {readme_beside(path): family_tables(path) for path in metafiles()}
+    return {'README.md': summary(), **families}
+
+
+def with_generated(text: str, tables: str) -> str:
+    """``text`` with ``tables`` between the two lines."""
+    before, rest = text.split(START)
     _, after = rest.split(END)
-    return f'{before}{START}\n\n{summary()}\n\n{END}{after}'
+    return f'{before}{START}\n\n{tables}\n\n{END}{after}'
 
 
-def main():
+def main() -> None:
     PAGE.write_text(page())
-    README.write_text(with_summary(README.read_text()))
-    print(f'wrote {PAGE.relative_to(ROOT)} and the table of {README.relative_to(ROOT)}')
+    for path, tables in generated().items():
+        readme = ROOT / path
+        readme.write_text(with_generated(readme.read_text(), tables))
+    print('wrote', PAGE.relative_to(ROOT), *generated())
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ def test_links(page):
 
 def test_links_are_seen(monkeypatch):
     text = '# A `b` c\n[x](y.md#z) `[no](code)`\n\n    [no](block)\n\n![p](q.png)\n## A `b` c\n'
-    monkeypatch.setattr('pages.read', lambda page: text)
+    monkeypatch.setattr('helpers.pages.read', lambda page: text)
     assert links('any') == ['y.md#z', 'q.png']
     assert anchors('any') == ['a-b-c', 'a-b-c-1']
 
@@ -47,23 +47,37 @@ def test_made_pages_are_up_to_date(module):
     assert module.PAGE.read_text() == module.page(), 'run `make docs` and commit what it writes'
 
 
-def test_the_readmes_table_is_up_to_date():
-    assert read('README.md') == model_zoo.with_summary(read('README.md')), 'run `make docs`'
+@pytest.mark.parametrize('path', model_zoo.generated())
+def test_generated_tables_are_up_to_date(path):
+    text = read(path)
+    assert text == model_zoo.with_generated(text, model_zoo.generated()[path]), 'run `make docs`'
 
 
-def told_path(model):
-    return model['Config'].removeprefix('configs/')
+def rows_of(page):
+    """The last cell of each row that names a config -> all of its cells."""
+    rows = [line.strip('| ').split(' | ') for line in read(page).splitlines() if '.py' in line]
+    cells = {re.search(r'[\w/]+\.py', row[-1])[0]: row for row in rows if len(row) > 3}
+    assert len(cells) == sum(len(row) > 3 for row in rows), 'a config has two rows'
+    return cells
 
 
-def test_the_model_zoo_has_every_model():
-    models = [model for _, models in model_zoo.collections() for model in models]
-    told = re.findall(r'\| `(\S+\.py)` \|$', read('docs/model_zoo.md'), re.MULTILINE)
-    assert sorted(told) == sorted(map(told_path, models))
-    rows = read('docs/model_zoo.md').splitlines()
+@pytest.mark.parametrize('metafile', model_zoo.metafiles())
+def test_pages_show_every_model_and_published_figure_once(metafile):
+    models = model_zoo.metafiles()[metafile]['Models']
+    folder = metafile.removesuffix('metafile.yml')
+    own, zoo = rows_of(f'{folder}README.md'), rows_of('docs/model_zoo.md')
+    assert own.keys() == {model['Config'].removeprefix(folder) for model in models}
     for model in models:
-        (row,) = [row for row in rows if row.endswith(f'| `{told_path(model)}` |')]
+        row = zoo[model['Config'].removeprefix('configs/')]
+        assert row[:-1] == own[model['Config'].removeprefix(folder)][:-1]
+        metadata = model['Metadata']
         for value in model_zoo.results(model).values():
-            assert f'| {value:.1f} |' in row
+            assert row.count(f'{value:.1f}') == list(model_zoo.results(model).values()).count(value)
+        for key in ('Parameters (M)', 'FLOPs (G)'):
+            if published := metadata.get(f'Published {key}'):
+                assert sum(cell.endswith(f'({published:g})') for cell in row) == 1
+        if effect := metadata.get('Published Effect'):
+            assert row.count(effect) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,6 @@
-"""The entries of the metafiles, by config."""
+"""The models of the metafiles, by config."""
 
-from pathlib import Path
-
-import yaml
-
-ROOT = Path(__file__).parents[2]
-
-
-def metafiles():
-    """The parsed metafiles that model-index.yml names, by their paths."""
-    paths = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    return {path: yaml.safe_load((ROOT / path).read_text()) for path in paths}
+from model_zoo import metafiles
 
 
 def entries():

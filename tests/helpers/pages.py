@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-PAGES = ['README.md', *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('docs/[!_]*.md'))]
+PAGES = [
+    'README.md',
+    *(
+        str(path.relative_to(ROOT))
+        for pattern in ('configs/*/README.md', 'docs/[!_]*.md')
+        for path in sorted(ROOT.glob(pattern))
+    ),
+]
 NOT_RUN = '<!-- Not run:'
 
 

@@ -1,4 +1,4 @@
-# COCO; the environment variable MMATTN_COCO overrides where it lies.
+# COCO. The environment variable MMATTN_COCO overrides its folder.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 data_root = '{{$MMATTN_COCO:data/coco}}'.rstrip('/') + '/'
 train_dataloader = dict(dataset=dict(data_root=data_root))

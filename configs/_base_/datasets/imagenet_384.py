@@ -1,4 +1,4 @@
-# ImageNet-1K at 384, for fine-tuning: crops and flips alone; whole images are tested, not their centre.
+# ImageNet-1K at 384, for fine-tuning: random crops and flips; whole images, resized, for testing.
 _base_ = 'imagenet_224.py'
 _scale = dict(scale=384, backend='pillow', interpolation='bicubic')
 train_pipeline = [

@@ -1,5 +1,5 @@
-# DETR's multi-scale augmentation, as in the 3x schedules of Swin and all three families: half of the
-# images are resized, the others resized, cropped, and resized again.
+# DETR's multi-scale augmentation, which Swin and all three families use in 3x schedules: half of
+# the images are resized, the other half resized, cropped, and resized again.
 _resize = dict(
     type='RandomChoiceResize',
     scales=[(side, 1333) for side in range(480, 801, 32)],

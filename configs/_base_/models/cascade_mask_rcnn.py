@@ -1,6 +1,5 @@
-# Cascade Mask R-CNN as in the publications: three box heads of four convolutions with SyncBN and one
-# fully connected layer, a box for each class, GIoU loss on decoded boxes. The RPN's smooth L1 loss
-# (beta 1/9) is mmdet's own.
+# Cascade Mask R-CNN as published: three box heads of four convolutions with SyncBN and one fully
+# connected layer, class-specific regression, GIoU loss on decoded boxes. The RPN is mmdet's.
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'
 
 

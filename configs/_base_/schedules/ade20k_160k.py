@@ -1,4 +1,4 @@
-# 160000 iterations at batch 16, linear warmup over 1500, then linear to 0.
+# 160,000 iterations at batch 16: linear warmup over 1,500, then linear decay to 0.
 _base_ = [
     'mmseg::_base_/schedules/schedule_160k.py',
     'mmseg::_base_/default_runtime.py',

@@ -1,4 +1,4 @@
-# Semantic FPN: 80000 iterations at batch 16, AdamW 1e-4, weight decay 1e-4, poly 0.9.
+# DAT's Semantic FPN: 80,000 iterations at batch 16, poly decay of power 0.9.
 _base_ = [
     'mmseg::_base_/schedules/schedule_80k.py',
     'mmseg::_base_/default_runtime.py',

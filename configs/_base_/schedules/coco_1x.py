@@ -1,5 +1,4 @@
-# 12 epochs at batch 16; warmup and drops are mmdet's (500 iterations from 1e-3; epochs 8 and 11).
-# float32; `tools/train.py --amp` trains in mixed precision, as all published runs did.
+# 12 epochs at batch 16. Warmup (500 iterations) and drops (epochs 8 and 11) are mmdet's.
 _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',

@@ -1,4 +1,4 @@
-# DAT's cosine ends at 5e-6.
+# DAT: the cosine ends at 5e-6.
 _base_ = 'imagenet_300e.py'
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),

@@ -1,4 +1,4 @@
-# QuadTree's (PVT v2's) warmup has 5 epochs.
+# QuadTree, as PVT v2: 5 epochs of warmup, and 10 at the last learning rate after the cosine.
 _base_ = 'imagenet_300e.py'
 train_cfg = dict(max_epochs=310)
 param_scheduler = [

@@ -1,3 +1,4 @@
+# Swin's fine-tuning from ImageNet-21K: 30 epochs at batch 1024, the first 5 of them warmup.
 _base_ = 'imagenet_300e.py'
 optim_wrapper = dict(optimizer=dict(lr=4e-5, weight_decay=1e-8))
 train_cfg = dict(max_epochs=30)

@@ -1,3 +1,2 @@
-# A depthwise convolution in the place of the position bias.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(position_bias='depthwise')))

@@ -1,4 +1,4 @@
-# DAT-T written out, for the ablations to change; trains as ../dat_t_imagenet.py.
+# DAT-T with its architecture spelled out, for the ablations to change.
 _base_ = '../dat_t_imagenet.py'
 model = dict(
     backbone=dict(

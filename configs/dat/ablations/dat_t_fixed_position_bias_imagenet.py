@@ -1,3 +1,2 @@
-# A fixed bias for each pair of cells.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(position_bias='fixed')))

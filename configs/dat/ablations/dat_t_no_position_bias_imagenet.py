@@ -1,3 +1,2 @@
-# No position bias.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(position_bias='none')))

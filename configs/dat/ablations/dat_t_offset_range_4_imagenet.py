@@ -1,3 +1,2 @@
-# Offsets of at most 4 steps of the grid.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(offset_range=4.0)))

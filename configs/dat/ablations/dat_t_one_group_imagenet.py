@@ -1,3 +1,2 @@
-# One offset group: all channels are sampled at the same points.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(groups=(0, 0, 1, 1))))

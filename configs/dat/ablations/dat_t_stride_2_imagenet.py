@@ -1,3 +1,2 @@
-# Every second reference point along each axis: a quarter of the keys.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(strides=(1, 1, 2, 2))))

@@ -1,3 +1,2 @@
-# Offsets without bound.
 _base_ = 'dat_t_explicit_imagenet.py'
 model = dict(backbone=dict(arch=dict(offset_range=None)))

@@ -1,4 +1,4 @@
-# The published baseline: the same body with PVT v2's spatial-reduction attention, mmdet's own.
+# The published baseline, mmdet's PVT v2: QuadTree attention replaces its spatial reduction.
 _base_ = '../mask_rcnn_quadtree_b2_1x_coco.py'
 model = dict(
     backbone=dict(

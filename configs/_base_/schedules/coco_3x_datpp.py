@@ -1,0 +1,4 @@
+# DAT++'s detectors: learning rate 4e-4 at batch 64. For fewer images per step, --auto-scale-lr.
+_base_ = 'coco_3x.py'
+optim_wrapper = dict(optimizer=dict(lr=4e-4))
+auto_scale_lr = dict(base_batch_size=64)
