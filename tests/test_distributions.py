@@ -86,7 +86,7 @@ def wheel(distributions):
 
 def home_in_the_wheel(path):
     """Where a file of the working tree lies in the wheel, or None."""
-    top, *rest = PurePosixPath(path).parts
+    top = PurePosixPath(path).parts[0]
     if (top == 'mmattn' and path.endswith(('.py', '.html'))) or path == 'mmattn_configs.py':
         return path
     if top in ('configs', 'model-index.yml', 'tools'):
