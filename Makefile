@@ -33,7 +33,7 @@ help: ## This list
 
 # ---- Set-up: a stamp for each step, in $(VENV)/setup
 
-setup: $(DONE)/checked $(DONE)/operators ## Make .venv with everything in it (a second run installs nothing)
+setup: $(DONE)/checked $(DONE)/operators ## Make .venv (a second run installs nothing)
 	@echo 'set-up: $(VENV) is complete'
 
 $(DONE)/venv:
@@ -53,7 +53,8 @@ BUILD_MMCV = PATH=$(abspath $(VENV))/bin:$$PATH MAX_JOBS=$${MAX_JOBS:-$(CORES)} 
     CFLAGS="-g0 -O1 $$CFLAGS" $(PIP) --no-build-isolation --no-deps -c $(SET) $(MMCV)
 
 $(DONE)/mmcv: $(DONE)/torch $(SET)
-	@$(STEP) $@ 'mmcv (compiled in about 10 minutes on 2 cores where pip finds no wheel)' '$(BUILD_MMCV)'
+	@$(STEP) $@ 'mmcv (compiled in about 10 minutes on 2 cores where pip finds no wheel)' \
+	    '$(BUILD_MMCV)'
 
 # opencv-python needs the libraries of a desktop; the headless build has the same functions.
 $(DONE)/packages: $(DONE)/mmcv $(SET)
@@ -66,16 +67,18 @@ $(DONE)/fits: $(DONE)/packages
 	    '$(RUN) requirements/mmcv_fits.py || \
 	    $(BUILD_MMCV) --force-reinstall --no-cache-dir --no-binary $(MMCV)'
 
-# The operators are compiled below, so that only what has changed is compiled again. openmim asks for
-# openxlab, which asks for a setuptools that torch is too new for.
+# The operators are compiled below, so that only what has changed is compiled again. openmim asks
+# for openxlab, which asks for a setuptools that torch is too new for.
 $(DONE)/mmattn: $(DONE)/fits $(or $(WHEEL),pyproject.toml setup.py mmattn_configs.py)
 	@$(STEP) $@ 'mmattn, and what tests it' '$(if $(WHEEL), \
 	    $(PIP) --force-reinstall --no-deps $(WHEEL); $(PIP) -c $(SET) "$(WHEEL)$(EXTRAS)", \
 	    CXX=false MMATTN_CUDA=0 $(PIP) --no-build-isolation -c $(SET) -e ".$(EXTRAS)"); \
 	    $(PIP) --no-deps -c $(COMMON) openmim'
 
-$(DONE)/operators: $(DONE)/mmattn $(if $(WHEEL),,setup.py $(wildcard mmattn/ops/csrc/* mmattn/ops/csrc/*/*))
-	@$(STEP) $@ 'compiled operators (some minutes)' '$(if $(WHEEL),,$(RUN) setup.py build_ext --inplace)'
+CSRC := setup.py $(wildcard mmattn/ops/csrc/* mmattn/ops/csrc/*/*)
+$(DONE)/operators: $(DONE)/mmattn $(if $(WHEEL),,$(CSRC))
+	@$(STEP) $@ 'compiled operators (some minutes)' \
+	    '$(if $(WHEEL),,$(RUN) setup.py build_ext --inplace)'
 
 # Away from the sources, which Python would otherwise import in the place of a wheel.
 $(DONE)/checked: $(DONE)/mmattn | $(DONE)/operators
@@ -95,8 +98,8 @@ wheel: setup ## Build the sdist, and from it the wheel, in dist/
 	$(RUN) -m build --no-isolation
 	$(RUN) -m pytest tests/test_distributions.py --distributions=dist
 
-# From a folder without sources: configs and tools are those inside the wheel. Left out are the tests
-# of single kernels, which are the same for both stacks, and those that need the sources.
+# From a folder without sources: configs and tools are those inside the wheel. Left out are the
+# tests of single kernels, which are the same for both stacks, and those that need the sources.
 test-upstream: wheel ## Test the wheel beside OpenMMLab's own releases, in another environment
 	$(MAKE) setup VENV=$(UPSTREAM) STACK=openmmlab WHEEL=$$(echo dist/*.whl)
 	rm -rf build/upstream && mkdir -p build/upstream

@@ -16,11 +16,12 @@ import sys
 import warnings
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import Any
 
 READER = 'mmengine.config.config'
 
 
-def register():
+def register() -> None:
     """Extend mmengine's reader now or when it is imported; a second call does nothing."""
     try:
         reader = sys.modules.get(READER)
@@ -32,7 +33,7 @@ def register():
         warn(error)
 
 
-def warn(error):
+def warn(error: Exception) -> None:
     """Warn that ``mmattn::`` does not work; never raises, also where warnings are errors."""
     message = f"'mmattn::' will not work in configs: {type(error).__name__}: {error}"
     try:
@@ -41,7 +42,7 @@ def warn(error):
         print(f'mmattn: {message}', file=sys.stderr)
 
 
-def extend(reader):
+def extend(reader: Any) -> None:
     """Teach mmengine's module `reader` the package name mmattn, and mmseg's second distribution."""
     try:
         from mmengine.config.utils import MODULE2PACKAGE
@@ -50,7 +51,7 @@ def extend(reader):
         if find.__module__ == __name__:
             return
 
-        def find_with_ours(cfg_path, *rest):
+        def find_with_ours(cfg_path: str, *rest: Any) -> Any:
             package, _, name = cfg_path.partition('::')
             if package != 'mmattn':
                 return find(cfg_path, *rest)
@@ -65,7 +66,7 @@ def extend(reader):
         warn(error)
 
 
-def config_path(name):
+def config_path(name: str) -> Path:
     """Return the path of the config `name`, for example ``gcvit/mask_rcnn_gcvit_t_coco.py``.
 
     Raises:
@@ -90,16 +91,16 @@ def config_path(name):
 class ReaderFinder(MetaPathFinder):
     """Wait for the import of mmengine's reader, extend it when it is loaded, and be gone."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != READER:
             return None
         if self in sys.meta_path:  # not so in a second thread
             sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec: Any = importlib.util.find_spec(name)
         try:
             load = spec.loader.exec_module
 
-            def load_and_extend(module):
+            def load_and_extend(module: Any) -> None:
                 load(module)
                 extend(module)
 

@@ -43,7 +43,7 @@ REBUILD = 'python -m pip install --force-reinstall --no-deps --no-build-isolatio
 
 
 def environment(changes=None, distributions=FORKS):
-    """A healthy environment but for `changes`: part -> output, or an Exception for a failed import."""
+    """A healthy environment but for `changes`: part -> output, or the Exception of its import."""
     parts = {
         part: Found(error=str(value)) if isinstance(value, Exception) else Found(value)
         for part, value in (HEALTHY | (changes or {})).items()
@@ -158,7 +158,7 @@ LOGS = {
     'python_headers.h:12:10: fatal error: Python.h: No such file or directory': 'python3-dev',
     'OSError: CUDA_HOME environment variable is not set.': "CUDA_VISIBLE_DEVICES=''",
     'g++: fatal error: Killed signal terminated program cc1plus': 'MAX_JOBS=1',
-    "error: command 'x86_64-linux-gnu-g++' failed: No such file or directory": 'apt-get install g++',
+    "error: command 'x86_64-linux-gnu-g++' failed: No such file": 'apt-get install g++',
     "error: [Errno 2] No such file or directory: 'g++'": 'apt-get install g++',
     'ERROR: Could not find a version that satisfies the requirement torch==2': 'PIP_INDEX_URL',
     'Temporary failure in name resolution': 'check the network',

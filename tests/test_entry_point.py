@@ -25,7 +25,7 @@ print(getattr(Config, '_get_cfg_path', print)('mmdet::x.py', 'y.py'))
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with mmattn's entry point and the file that it names, as a half-removed mmattn has."""
+    """A folder with the entry point and its file alone, as a half-removed mmattn has them."""
     shutil.copy(mmattn_configs.__file__, tmp_path)
     information = tmp_path / 'mmattn-9.dist-info'
     information.mkdir()
