@@ -11,10 +11,10 @@ standard library. An editable install has a copy of this file, so that torch imp
 working tree.
 """
 
-import importlib.util
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def config_path(name: str) -> Path:
     Raises:
         FileNotFoundError: there is none, or mmattn is not installed; it names similar ones.
     """
-    package = importlib.util.find_spec('mmattn')
+    package = find_spec('mmattn')
     if package is None or package.origin is None:
         raise FileNotFoundError(f'no config mmattn::{name}: mmattn is removed, install it again')
     folder = Path(package.origin).parent / '.mim' / 'configs'
@@ -96,7 +96,7 @@ class ReaderFinder(MetaPathFinder):
             return None
         if self in sys.meta_path:  # not so in a second thread
             sys.meta_path.remove(self)
-        spec: Any = importlib.util.find_spec(name)
+        spec: Any = find_spec(name)
         try:
             load = spec.loader.exec_module
 
