@@ -2,14 +2,23 @@
 
 PYTHON ?= python3
 DEMO ?= gcvit
-VENV := .venv/bin
+# The environment; its set of packages, requirements/STACK.txt; a wheel, not the working tree.
+VENV := .venv
+STACK := onedl
+WHEEL :=
 UPSTREAM := .venv-upstream
-# A copy of the tests away from the sources, so that they import what is installed.
-AWAY := build/upstream
-# What is packed, and a stamp that changes its name where a file comes or goes.
-PACKED := pyproject.toml MANIFEST.in Makefile README.md LICENSE $(wildcard *.py *.yml) \
-    $(shell find benchmarks configs docs mmattn tests tools -type f ! -name '*.pyc' ! -name '*.so' | sort)
-BUILT := dist/built-$(firstword $(shell echo $(PACKED) | cksum))
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --progress-bar off
+DONE := $(VENV)/setup
+COMMON := requirements/common.txt
+SET := requirements/$(STACK).txt
+MMCV := $(if $(filter onedl,$(STACK)),onedl-)mmcv
+EXTRAS := [$(STACK),dev,viz,export]
+STEP := PYTHON='$(PYTHON)' sh requirements/step.sh
+CORES := $(shell nproc)
+# One process a core, and tests of one file in one process, as they share fixtures.
+PYTEST := -m pytest -n $(CORES) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-upstream wheel docs lint format clean
@@ -22,48 +31,100 @@ help: ## This list
 	@echo '  MMATTN_TORCH_INDEX=URL   where to take torch from, if not from the ordinary package index'
 	@echo '  PIP_FIND_LINKS=FOLDER    wheels that pip takes before it compiles or downloads'
 
-setup: ## Make .venv with everything in it (a second run installs nothing)
-	@$(PYTHON) tools/setup_env.py
+# ---- Set-up: a stamp for each step, in $(VENV)/setup
+
+setup: $(DONE)/checked $(DONE)/operators ## Make .venv (a second run installs nothing)
+	@echo 'set-up: $(VENV) is complete'
+
+$(DONE)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	    "mmattn needs Python >= 3.10, and %s is %s" % (sys.executable, sys.version.split()[0]))'
+	@$(STEP) $@ 'virtual environment $(VENV)' '[ -x $(RUN) ] || rm -rf $(VENV)/bin; \
+	    $(PYTHON) -m venv $(VENV); $(PIP) -c $(COMMON) --upgrade pip setuptools wheel ninja'
+
+$(DONE)/torch: $(DONE)/venv $(COMMON)
+	@$(STEP) $@ 'torch (downloads 0.2 GB as a CPU build, several GB for CUDA: MMATTN_TORCH_INDEX)' \
+	    '$(PIP) $(if $(MMATTN_TORCH_INDEX),--index-url $(MMATTN_TORCH_INDEX)) -c $(COMMON) \
+	    torch torchvision; $(RUN) requirements/mend_torchvision.py'
+
+# Compiled against the installed torch, hence without isolation, and in half the time at -O1. The
+# path is for ninja, without which one file is compiled at a time.
+BUILD_MMCV = PATH=$(abspath $(VENV))/bin:$$PATH MAX_JOBS=$${MAX_JOBS:-$(CORES)} MMCV_WITH_OPS=1 \
+    CFLAGS="-g0 -O1 $$CFLAGS" $(PIP) --no-build-isolation --no-deps -c $(SET) $(MMCV)
+
+$(DONE)/mmcv: $(DONE)/torch $(SET)
+	@$(STEP) $@ 'mmcv (compiled in about 10 minutes on 2 cores where pip finds no wheel)' \
+	    '$(BUILD_MMCV)'
+
+# opencv-python needs the libraries of a desktop; the headless build has the same functions.
+$(DONE)/packages: $(DONE)/mmcv $(SET)
+	@$(STEP) $@ 'mmengine, mmdet, mmseg, mmpretrain' '$(PIP) -r $(SET); \
+	    $(RUN) -c "import cv2" || $(PIP) --force-reinstall --no-deps opencv-python-headless'
+
+# The name of a wheel does not tell for which torch it was compiled, nor whether for a GPU.
+$(DONE)/fits: $(DONE)/packages
+	@$(STEP) $@ 'mmcv fits this torch (if not, compiled in about 10 minutes on 2 cores)' \
+	    '$(RUN) requirements/mmcv_fits.py || \
+	    $(BUILD_MMCV) --force-reinstall --no-cache-dir --no-binary $(MMCV)'
+
+# The operators are compiled below, so that only what has changed is compiled again. openmim asks
+# for openxlab, which asks for a setuptools that torch is too new for.
+$(DONE)/mmattn: $(DONE)/fits $(or $(WHEEL),pyproject.toml setup.py mmattn_configs.py)
+	@$(STEP) $@ 'mmattn, and what tests it' '$(if $(WHEEL), \
+	    $(PIP) --force-reinstall --no-deps $(WHEEL); $(PIP) -c $(SET) "$(WHEEL)$(EXTRAS)", \
+	    CXX=false MMATTN_CUDA=0 $(PIP) --no-build-isolation -c $(SET) -e ".$(EXTRAS)"); \
+	    $(PIP) --no-deps -c $(COMMON) openmim'
+
+CSRC := setup.py $(wildcard mmattn/ops/csrc/* mmattn/ops/csrc/*/*)
+$(DONE)/operators: $(DONE)/mmattn $(if $(WHEEL),,$(CSRC))
+	@$(STEP) $@ 'compiled operators (some minutes)' \
+	    '$(if $(WHEEL),,$(RUN) setup.py build_ext --inplace)'
+
+# Away from the sources, which Python would otherwise import in the place of a wheel.
+$(DONE)/checked: $(DONE)/mmattn | $(DONE)/operators
+	@cd $(VENV) && bin/python -m mmattn.doctor
+	@touch $@
+
+# ---- Work
 
 demo: setup ## Train a small detector on generated images, evaluate it and draw what it finds
-	$(VENV)/python tools/demo.py $(DEMO)
+	$(RUN) tools/demo.py $(DEMO)
 
-test: setup ## Run all tests
-	$(VENV)/python -m pytest
+test: setup ## Run all tests, one process a core
+	OMP_NUM_THREADS=1 $(RUN) $(PYTEST)
 
-wheel: $(BUILT) ## Build the sdist, and from it the wheel, in dist/ (nothing where they are up to date)
-	@ls dist/mmattn-*
-
-$(BUILT): $(PACKED) | setup
+wheel: setup ## Build the sdist, and from it the wheel, in dist/
 	rm -rf dist
-	$(VENV)/python -m build --no-isolation
-	$(VENV)/python -m pytest tests/test_distributions.py --dist=dist
-	touch $@
+	$(RUN) -m build --no-isolation
+	$(RUN) -m pytest tests/test_distributions.py --distributions=dist
 
-# Left out are the tests of the set-up and of packing, which need the sources, and those of single kernels.
-test-upstream: wheel ## Test the wheel beside OpenMMLab's own releases, in an environment of its own
-	@$(PYTHON) tools/setup_env.py --venv $(UPSTREAM) --stack openmmlab --wheel dist/mmattn-*.whl
-	rm -rf $(AWAY) && mkdir -p $(AWAY)
-	tar -xf dist/mmattn-*.tar.gz -C $(AWAY) --strip-components=1
-	cd $(AWAY) && rm -rf mmattn configs tools model-index.yml
-	ln -s $(CURDIR)/$(UPSTREAM)/lib/python3*/site-packages/mmattn/.mim/* $(AWAY)
-	cd $(AWAY) && $(CURDIR)/$(UPSTREAM)/bin/python -m pytest tests --installed=$$(echo $(CURDIR)/dist/*.whl) \
-	    --ignore=tests/test_setup_env.py --ignore=tests/test_distributions.py --ignore=tests/ops \
-	    --ignore=tests/docs --ignore=tests/benchmarks
+# From a folder without sources: configs and tools are those inside the wheel. Left out are the
+# tests of single kernels, which are the same for both stacks, and those that need the sources.
+test-upstream: wheel ## Test the wheel beside OpenMMLab's own releases, in another environment
+	$(MAKE) setup VENV=$(UPSTREAM) STACK=openmmlab WHEEL=$$(echo dist/*.whl)
+	rm -rf build/upstream && mkdir -p build/upstream
+	cp -r tests pyproject.toml build/upstream
+	ln -s $(CURDIR)/$(UPSTREAM)/lib/python3*/site-packages/mmattn/.mim/* build/upstream
+	cd build/upstream && OMP_NUM_THREADS=1 $(CURDIR)/$(UPSTREAM)/bin/python $(PYTEST) \
+	    --installed=$$(echo $(CURDIR)/dist/*.whl) --ignore=tests/ops --ignore=tests/docs \
+	    --ignore=tests/benchmarks --ignore=tests/test_setup.py --ignore=tests/test_distributions.py
 
 docs: setup ## Write the pages that are made from other files, and build the site into site/
-	$(VENV)/python docs/generate/model_zoo.py
-	$(VENV)/python docs/generate/troubleshooting.py
-	$(VENV)/python -m mkdocs build
+	$(RUN) docs/generate/model_zoo.py
+	$(RUN) docs/generate/troubleshooting.py
+	$(RUN) -m mkdocs build
 	@echo 'open site/index.html'
 
-lint: setup ## Check style, change nothing
-	$(VENV)/ruff check .
-	$(VENV)/ruff format --check .
+lint: $(DONE)/mmattn ## Check style and types, change nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+	$(VENV)/bin/mypy
 
-format: setup ## Mend style
-	$(VENV)/ruff check --fix .
-	$(VENV)/ruff format .
+format: $(DONE)/mmattn ## Mend style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
-clean: ## Remove the environment and what was built; work_dirs stays
-	rm -rf .venv .venv-upstream build dist site *.egg-info mmattn/.mim .pytest_cache .ruff_cache
+clean: ## Remove the environments and what was built; work_dirs stays
+	rm -rf .venv .venv-upstream build dist site *.egg-info mmattn/.mim .pytest_cache .ruff_cache \
+	    .mypy_cache

@@ -1,73 +1,87 @@
-"""Lets ``_base_ = 'mmattn::gcvit/...'`` work in the tools of mmengine, mmdet, mmseg and mmpretrain as they are.
+"""Let mmengine read ``_base_ = 'mmattn::...'`` in the stock tools: the one trick of the house.
 
-These read a config before they import what it names, and mmengine knows the configs of the packages in
-a table of its own alone. So `register` has to run before ``import mmattn`` does: torch calls it at the
-end of its own import, by the entry point in the group ``torch.backends`` (TORCH_DEVICE_BACKEND_AUTOLOAD=0
-switches that off), and so does mmattn. It stands outside the package, whose import takes seconds, and
-uses nothing but the standard library.
+Stock tools read a config before they import what it names, and mmengine has a fixed table of
+packages. So torch calls `register` at the end of its import, by the entry point in the group
+``torch.backends`` (TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches that off), and mmattn calls it, too. It
+extends mmengine's reader as soon as that is imported.
+
+All of this runs inside somebody's import of torch or mmengine, so whatever goes wrong here becomes
+a warning. It stands outside the package, whose import takes seconds, and imports nothing but the
+standard library. An editable install has a copy of this file, so that torch imports without the
+working tree.
 """
 
-import difflib
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 READER = 'mmengine.config.config'
 
 
-def register():
-    """Let mmengine find our configs, now or as soon as it is imported; a second call does nothing."""
-    reader = sys.modules.get(READER)
-    if hasattr(reader, 'Config'):
-        extend(reader)
-    elif not any(isinstance(finder, ReaderFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, ReaderFinder())
+def register() -> None:
+    """Extend mmengine's reader now or when it is imported; a second call does nothing."""
+    try:
+        reader = sys.modules.get(READER)
+        if hasattr(reader, 'Config'):
+            extend(reader)
+        elif not any(isinstance(finder, ReaderFinder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, ReaderFinder())
+    except Exception as error:
+        warn(error)
 
 
-def extend(reader):
-    """Teach mmengine's module `reader` what ``mmattn::`` means, and mmseg's second distribution name."""
-    config = reader.Config
+def warn(error: Exception) -> None:
+    """Warn that ``mmattn::`` does not work; never raises, also where warnings are errors."""
+    message = f"'mmattn::' will not work in configs: {type(error).__name__}: {error}"
+    try:
+        warnings.warn(message, stacklevel=3)
+    except Warning:
+        print(f'mmattn: {message}', file=sys.stderr)
+
+
+def extend(reader: Any) -> None:
+    """Teach mmengine's module `reader` the package name mmattn, and mmseg's second distribution."""
     try:
         from mmengine.config.utils import MODULE2PACKAGE
 
-        find = config._get_cfg_path
-    except (AttributeError, ImportError) as error:
-        # This runs in the middle of somebody's import of torch or mmengine, which it must not break.
-        warnings.warn(
-            f"'mmattn::' will not work in configs, by this mmengine: {error}", stacklevel=2
-        )
-        return
-    if find.__module__ == __name__:
-        return
+        find = reader.Config._get_cfg_path
+        if find.__module__ == __name__:
+            return
 
-    # By its import name mmseg is found under either distribution (the table says mmsegmentation).
-    MODULE2PACKAGE.update(mmattn='mmattn', mmseg='mmseg')
+        def find_with_ours(cfg_path: str, *rest: Any) -> Any:
+            package, _, name = cfg_path.partition('::')
+            if package != 'mmattn':
+                return find(cfg_path, *rest)
+            # No scope: mmengine would look for all modules of the config among mmattn's own, but
+            # the heads are mmdet's, mmseg's or mmpretrain's, as the config's default_scope says.
+            return str(config_path(name)), None
 
-    def find_with_ours(cfg_path, filename):
-        package, _, name = cfg_path.partition('::')
-        if package != 'mmattn':
-            return find(cfg_path, filename)
-        # No scope: mmengine would look for all modules of the config among mmattn's own, but the heads
-        # are mmdet's, mmseg's or mmpretrain's, as the config's default_scope says.
-        return str(config_path(name)), None
-
-    config._get_cfg_path = staticmethod(find_with_ours)
+        # By its import name mmseg is found under either distribution name.
+        MODULE2PACKAGE.update(mmattn='mmattn', mmseg='mmseg')
+        reader.Config._get_cfg_path = staticmethod(find_with_ours)
+    except Exception as error:
+        warn(error)
 
 
-def config_path(name):
-    """The file of the config `name`, for example ``gcvit/mask_rcnn_gcvit_t_coco.py``.
+def config_path(name: str) -> Path:
+    """Return the path of the config `name`, for example ``gcvit/mask_rcnn_gcvit_t_coco.py``.
 
     Raises:
         FileNotFoundError: there is none, or mmattn is not installed; it names similar ones.
     """
-    folder = Path(find_spec('mmattn').origin).parent / '.mim' / 'configs'
+    package = find_spec('mmattn')
+    if package is None or package.origin is None:
+        raise FileNotFoundError(f'no config mmattn::{name}: mmattn is removed, install it again')
+    folder = Path(package.origin).parent / '.mim' / 'configs'
     path = folder / name
     if not folder.is_dir():
         raise FileNotFoundError(f'{folder} does not exist: mmattn has to be installed with pip')
     if not path.is_file():
+        import difflib
+
         known = [str(file.relative_to(folder)) for file in folder.rglob('*.py')]
         similar = ', '.join(difflib.get_close_matches(name, known, n=3)) or 'none'
         raise FileNotFoundError(f'mmattn has no config {name} in {folder}; similar: {similar}')
@@ -75,20 +89,22 @@ def config_path(name):
 
 
 class ReaderFinder(MetaPathFinder):
-    """Finds mmengine's config reader, and sees to it that it is extended when it is loaded."""
+    """Wait for the import of mmengine's reader, extend it when it is loaded, and be gone."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != READER:
             return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = ReaderLoader(spec.loader.name, spec.loader.path)
+        if self in sys.meta_path:  # not so in a second thread
+            sys.meta_path.remove(self)
+        spec: Any = find_spec(name)
+        try:
+            load = spec.loader.exec_module
+
+            def load_and_extend(module: Any) -> None:
+                load(module)
+                extend(module)
+
+            spec.loader.exec_module = load_and_extend
+        except Exception as error:
+            warn(error)
         return spec
-
-
-class ReaderLoader(SourceFileLoader):
-    """Loads the reader, and extends it."""
-
-    def exec_module(self, module):
-        super().exec_module(module)
-        extend(module)

@@ -154,6 +154,9 @@ class BuildWithMim(build_py):
         sources = [ROOT / name for name in MIM if (ROOT / name).exists()]
         if self.editable_mode:
             self.link(sources, ROOT / 'mmattn' / '.mim')
+            # A copy: without it a deleted working tree would make every `import torch` fail, as
+            # the entry point stays. install_lib is here what becomes the editable wheel.
+            self.copy_file('mmattn_configs.py', self.get_finalized_command('install').install_lib)
         else:
             self.copy(sources, Path(self.build_lib, 'mmattn', '.mim'))
 

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 import mmattn
-from mmattn._dependencies import OPENMMLAB
-from mmattn.doctor import installed
+from mmattn._dependencies import OPENMMLAB, installed
 
 
 def pytest_addoption(parser):
@@ -13,7 +12,7 @@ def pytest_addoption(parser):
         '--fuzz', type=int, default=500, help='random cases for each operator [%(default)s]'
     )
     parser.addoption(
-        '--dist', metavar='FOLDER', help='look into the sdist and the wheel there, build none'
+        '--distributions', metavar='DIR', help='look into the sdist and wheel there, build none'
     )
     parser.addoption(
         '--installed', metavar='WHEEL', help='refuse to test anything but this wheel, installed'
@@ -41,10 +40,7 @@ def difference_from(wheel):
 
 def pytest_report_header():
     """The stack that is tested."""
-    names = [
-        'torch',
-        *(name for package in OPENMMLAB for name in (package.onedl, package.upstream)),
-    ]
+    names = ['torch', *(name for pair in OPENMMLAB.values() for name in pair)]
     versions = ', '.join(f'{name} {version}' for name, version in installed(names).items())
     return [
         f'mmattn {mmattn.__version__} in {Path(mmattn.__file__).parent}; with {versions}',

@@ -15,7 +15,7 @@ import pytest
 import mmattn
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ('mmattn', 'benchmarks', 'configs', 'docs', 'tests', 'tools')
+FOLDERS = ('mmattn', 'benchmarks', 'configs', 'docs', 'requirements', 'tests', 'tools')
 FILES = (
     *(
         'CHANGELOG.md',
@@ -64,8 +64,8 @@ def packed(source):
 
 @pytest.fixture(scope='module')
 def distributions(request, source, packed, tmp_path_factory):
-    """The folder with the two: that of --dist, or built here."""
-    if folder := request.config.getoption('--dist'):
+    """The folder with the two: that of --distributions, or built here."""
+    if folder := request.config.getoption('--distributions'):
         return Path(folder)
     for name in LEFTOVERS:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -97,13 +97,11 @@ def wheel(distributions):
 def home_in_the_wheel(path):
     """Where a file of the working tree lies in the wheel, or None."""
     top, *rest = PurePosixPath(path).parts
-    if (
-        top == 'mmattn' and path.endswith(('.py', '.html', 'py.typed'))
-    ) or path == 'mmattn_configs.py':
+    if top == 'mmattn' and path.endswith(('.py', '.html', 'py.typed')):
         return path
-    if top in ('configs', 'model-index.yml') or (
-        top == 'tools' and rest[-1] not in ('setup_env.py', 'benchmark.py')
-    ):
+    if path == 'mmattn_configs.py':
+        return path
+    if top in ('configs', 'model-index.yml') or (top == 'tools' and rest[-1] != 'benchmark.py'):
         return f'mmattn/.mim/{path}'
     return None
 
@@ -127,7 +125,7 @@ def test_the_wheel_holds_what_is_used_and_nothing_else(wheel, packed, pytestconf
     names = ('METADATA', 'RECORD', 'WHEEL', 'licenses/LICENSE', 'top_level.txt', 'entry_points.txt')
     expected |= {f'{information}/{name}' for name in names}
     expected.add('mmattn/ops/_cpu.so')
-    if pytestconfig.getoption('--dist') and shutil.which('nvcc'):
+    if pytestconfig.getoption('--distributions') and shutil.which('nvcc'):
         expected.add('mmattn/ops/_cuda.so')
     assert set(wheel.namelist()) == expected
 
@@ -148,3 +146,15 @@ def test_the_wheel_is_for_every_python_and_names_both_stacks(wheel):
     metadata = message_from_bytes(wheel.read(f'{information}/METADATA'))
     assert metadata['Requires-Python'] == '>=3.10'
     assert {'onedl', 'openmmlab'} <= set(metadata.get_all('Provides-Extra'))
+
+
+def test_an_editable_install_has_a_copy_of_what_torch_calls(source, tmp_path):
+    """Else a deleted working tree would leave an entry point without its module."""
+    code = f'from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})'
+    tree = tmp_path / 'tree'
+    shutil.copytree(source, tree, ignore=shutil.ignore_patterns('build', '*.egg-info'))
+    no_compiler = os.environ | {'CXX': 'false', 'MMATTN_CUDA': '0'}
+    subprocess.run([sys.executable, '-c', code], cwd=tree, env=no_compiler, check=True)
+    (path,) = tmp_path.glob('*.whl')
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read('mmattn_configs.py') == (ROOT / 'mmattn_configs.py').read_bytes()

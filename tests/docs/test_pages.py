@@ -1,21 +1,15 @@
 """Links have targets, generated pages are up to date, and the site builds."""
 
-import ast
 import importlib
-import inspect
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 
-import doctor_cases
 import model_zoo
 import pytest
 import troubleshooting
 from helpers.pages import PAGES, ROOT, anchors, links, read
-
-from mmattn import doctor
-from tools.setup_env import HINTS
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -90,52 +84,6 @@ def test_pages_show_every_model_and_published_figure_once(metafile):
 )
 def test_titles(name, title):
     assert model_zoo.title({'Name': name}) == title
-
-
-def test_every_problem_that_the_doctor_knows_is_on_the_page():
-    """Each place where it makes a check that is not 'ok' is reached by one of the cases."""
-    source, first = inspect.getsourcelines(doctor)
-    problems = {}
-    for node in ast.walk(ast.parse(''.join(source))):
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == 'Check':
-            state = node.args[1]
-            if not (isinstance(state, ast.Constant) and state.value == 'ok'):
-                problems[node.lineno] = range(node.lineno, node.end_lineno + 1)
-    assert len(problems) > 20 and first == 0
-
-    reached = set()
-
-    def trace(frame, event, _):
-        if frame.f_code.co_filename != doctor.__file__:
-            return None
-        if event == 'line':
-            reached.add(frame.f_lineno)
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        for _, name, environment in doctor_cases.CASES:
-            troubleshooting.look(environment, name)
-    finally:
-        sys.settrace(previous)
-    missing = [line for line, lines in problems.items() if not reached & set(lines)]
-    assert not missing, f'no case in docs/generate/doctor_cases.py for doctor.py, lines {missing}'
-
-
-def test_cases_are_what_their_titles_say():
-    titles = [title for title, *_ in doctor_cases.CASES]
-    assert len(set(titles)) == len(titles)
-    for title, name, environment in doctor_cases.CASES:
-        check = troubleshooting.look(environment, name)
-        known_to_be_fine = title == 'torchvision was built for another torch'
-        assert (check.state == 'ok') == known_to_be_fine
-        assert bool(check.mend) != known_to_be_fine
-
-
-def test_every_hint_of_the_set_up_is_on_the_page():
-    told = [troubleshooting.hint(log) for log in troubleshooting.FAILED_STEPS]
-    assert told == [advice for _, advice in HINTS]
 
 
 # ---- The site
