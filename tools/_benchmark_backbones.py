@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 import torch
 from _measuring import choose, figure, peak_memory, seconds, served_by
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 from mmattn.visualization import plot_steps
@@ -61,6 +61,14 @@ PEERS = {
 }
 
 LITERAL, COMPILED, FUSED, PEER = 'literal', 'compiled', 'compiled, compile_blocks', "timm's"
+
+
+def _fused_attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch's counter has no formula for scaled_dot_product_attention's fused CPU kernel.
+FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
 
 
 @dataclass
@@ -110,7 +118,7 @@ def measure(row: Row, model: nn.Module, x: torch.Tensor, dtype: str) -> None:
 
     model.to(device).eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
             forward()
         row.forward = seconds(forward) * 1e3
         model.train()
