@@ -1,21 +1,22 @@
-"""What pyproject.toml cannot express: the compiled operators, and configs/ and tools/ inside the package.
+"""What pyproject.toml cannot express: the compiled operators, and configs/ and tools/ in the package.
 
-The operators are two shared libraries in ``mmattn/ops`` on LibTorch's stable ABI: one for the CPU, and
-one for CUDA where nvcc is found. They are no Python modules and use nothing of Python, so that one
-build serves every Python >= 3.10 and torch >= 2.10. Where a compiler is missing or fails, the package
-installs without them and says so at first use.
+One library for each CPU instruction set and, where nvcc is found, one for CUDA, in ``mmattn/ops``.
+They need LibTorch's stable ABI and nothing of Python, so that one build serves every Python >= 3.10
+and torch >= 2.10. Where a compiler is missing or fails, the package installs without them.
 
-    CXX, CXXFLAGS                   the C++ compiler, and flags that come last, for compiling and linking
-    MMATTN_CUDA=0                   leaves the CUDA library out, =1 makes its failure an error
-    MMATTN_CUDA_ARCHS=80,90,100     compute capabilities to compile for; PTX is added for the last one
+    CXX, CXXFLAGS           C++ compiler, and flags appended for compiling and linking
+    MAX_JOBS                compilers that run at once
+    MMATTN_CUDA=0|1         0 leaves the CUDA library out, 1 makes its failure an error
+    CUDA_HOME               CUDA toolkit; by default, that of the nvcc on the PATH
+    TORCH_CUDA_ARCH_LIST    GPU architectures in torch's syntax: '8.0;9.0+PTX'
 
-OpenMMLab's tools look into ``<package>/.mim``: for configs, which is how ``_base_ = 'mmattn::...'``
-finds them, for tools, which is what ``mim train mmattn`` starts, and for the model index. A wheel gets
-copies; an editable install gets links, so that it always shows what the working tree has.
+OpenMMLab's tools look into ``<package>/.mim`` for configs, tools and the model index. A wheel gets
+copies; an editable install gets links, so that it follows the working tree.
 """
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,114 +32,91 @@ ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmattn/ops/csrc')
 # What goes into mmattn/.mim, with the paths that it has here: the tools find the configs by them.
 MIM = ('configs', 'tools', 'model-index.yml')
-# Not copied: setup_env.py and benchmark.py serve the working tree alone.
-LEFT_OUT = ('__pycache__', 'setup_env.py', 'benchmark.py')
-# The oldest torch that the libraries load in.
-TARGET = '-DTORCH_TARGET_VERSION=0x020a000000000000'
+# Not copied: benchmark.py serves the working tree alone.
+LEFT_OUT = ('__pycache__', 'benchmark.py')
 
+AVX2 = '-mavx2 -mfma -mf16c'
+AVX512 = f'{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512'
 X86 = platform.machine() in ('x86_64', 'AMD64')
-# Each source of the CPU kernels is compiled once for each; at load time the best is taken. The first
-# comes first when linking: inline functions that all have must be those that run everywhere.
-INSTRUCTION_SETS = {'baseline': []}
-if X86:
-    INSTRUCTION_SETS['avx2'] = ['-mavx2', '-mfma', '-mf16c']
-    INSTRUCTION_SETS['avx512'] = [
-        *INSTRUCTION_SETS['avx2'],
-        *(f'-mavx512{part}' for part in ('f', 'bw', 'dq', 'vl')),
-        '-mprefer-vector-width=512',
-    ]
-CPU_FLAGS = [
-    *('-std=c++20', '-O3', '-fPIC', '-g0', '-Wall', '-Wno-unknown-pragmas', '-fvisibility=hidden'),
-    *('-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast', '-fopenmp-simd', TARGET),
-    *(['-DMMATTN_X86'] if X86 else []),
-]
-CUDA_FLAGS = [
-    *(
-        '-std=c++20',
-        '-O3',
-        '-Xcompiler=-fPIC',
-        '--expt-relaxed-constexpr',
-        '--expt-extended-lambda',
-    ),
-    *('-DUSE_CUDA', TARGET),
-]
+INSTRUCTION_SETS = {'default': '', **(dict(avx2=AVX2, avx512=AVX512) if X86 else {})}
+FLAGS = '-O3 -DTORCH_TARGET_VERSION=0x020a000000000000'  # the oldest torch that they load in
+CPU_FLAGS = f'{FLAGS} -fPIC -g0 -Wall -Wno-unknown-pragmas -fvisibility=hidden -fopenmp-simd'
+CPU_FLAGS += ' -fno-math-errno -fno-trapping-math -ffp-contract=fast'
+CUDA_FLAGS = f'{FLAGS} -DUSE_CUDA -Xcompiler=-fPIC --threads=2'
+CUDA_FLAGS += ' --expt-relaxed-constexpr --expt-extended-lambda'
+ARCHITECTURES = ('8.0', '9.0', '10.0')  # by default, those of them that nvcc knows
 
 
 class BuildOperators(build_ext):
-    """Compiles both libraries with plain compiler calls, several at a time."""
+    """Compile the libraries with plain compiler calls, several at a time."""
 
     def run(self):
-        for extension in self.extensions:
-            build = {'cpu': self.build_cpu, 'cuda': self.build_cuda}[extension.name.split('_')[-1]]
+        for device, compiler in (('cpu', cpu_compiler), ('cuda', cuda_compiler)):
+            libraries = [x for x in self.extensions if x.name.startswith(f'mmattn.ops._{device}')]
             try:
-                build(extension)
+                self.build(libraries, compiler)
             except (OSError, ImportError, subprocess.CalledProcessError) as error:
-                if extension.name.endswith('cuda') and os.environ.get('MMATTN_CUDA') == '1':
+                if device == 'cuda' and os.environ.get('MMATTN_CUDA') == '1':
                     raise
-                print(f'mmattn: {extension.name} was not built: {error}', file=sys.stderr)
+                print(f'mmattn: no operators for {device}: {error}', file=sys.stderr)
 
-    def build_cpu(self, extension):
-        compiler = os.environ.get('CXX', 'c++')
-        extra = os.environ.get('CXXFLAGS', '').split()
-        jobs, objects = [], []
-        for isa, flags in INSTRUCTION_SETS.items():
-            for source in extension.sources:
-                if source.endswith('library.cpp') and isa != 'baseline':
-                    continue
-                define = [] if source.endswith('library.cpp') else [f'-DMMATTN_ISA={isa}']
-                objects.append(self.object_of(source, isa))
-                command = [compiler, *CPU_FLAGS, *flags, *define, *include_torch(), *extra]
-                jobs.append([*command, '-c', source, '-o', objects[-1]])
-        self.compile(jobs)
-        self.link([compiler, '-shared', *extra, *objects], extension)
+    def build(self, libraries, compiler):
+        import torch  # for its headers, at build time only
 
-    def build_cuda(self, extension):
-        nvcc = find_nvcc()
-        architectures = os.environ.get('MMATTN_CUDA_ARCHS', '80,90,100').split(',')
-        codes = [f'-gencode=arch=compute_{a},code=sm_{a}' for a in architectures]
-        newest = architectures[-1]
-        codes.append(f'-gencode=arch=compute_{newest},code=compute_{newest}')
-        objects = [self.object_of(source, 'cuda') for source in extension.sources]
-        self.compile(
-            [nvcc, *CUDA_FLAGS, *codes, '--threads=2', *include_torch(), '-c', source, '-o', target]
-            for source, target in zip(extension.sources, objects, strict=True)
-        )
-        # Through libtorch.so a CUDA build of torch supplies the current stream; a CPU build need not.
-        libraries = ['-Xlinker=--no-as-needed', '-ltorch', '-ltorch_cpu']
-        self.link([nvcc, '-shared', *objects, *libraries], extension)
+        torch_root = Path(torch.__file__).parent
+        headers = [ROOT / 'setup.py', *CSRC.rglob('*.h')]
+        link = f'-shared -Xlinker --no-as-needed -L{torch_root}/lib -ltorch -ltorch_cpu'.split()
+        compiling, linking = [], []
+        for library in libraries:
+            command = [*compiler(library.extra_compile_args), '-isystem', f'{torch_root}/include']
+            folder = Path(self.build_temp, library.name)
+            objects = {folder / f'{Path(x).stem}.o': x for x in library.sources}
+            compiling += [([*command, '-c', x], y, [x, *headers]) for y, x in objects.items()]
+            target = Path(self.get_ext_fullpath(library.name))
+            linking.append(([*command, *map(str, objects), *link], target, list(objects)))
+        with ThreadPoolExecutor(int(os.environ.get('MAX_JOBS', os.cpu_count() or 1))) as pool:
+            for steps in (compiling, linking):
+                list(pool.map(lambda step: self.make(*step), steps))
 
-    def object_of(self, source, kind):
-        path = Path(self.build_temp, kind, Path(source).with_suffix('.o').name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return str(path)
-
-    def compile(self, commands):
-        newest = max(path.stat().st_mtime for path in [ROOT / 'setup.py', *CSRC.rglob('*.h')])
-
-        def run(command):
-            *_, source, _, target = command
-            made = os.stat(target).st_mtime if os.path.exists(target) else 0
-            if made > max(newest, os.stat(source).st_mtime) and not self.force:
-                return
-            print(' '.join(command), flush=True)
-            subprocess.run(command, check=True)
-
-        jobs = int(os.environ.get('MAX_JOBS', os.cpu_count() or 1))
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(run, commands))
-
-    def link(self, command, extension):
-        import torch
-
-        target = Path(self.get_ext_fullpath(extension.name))
+    def make(self, command, target, inputs):
+        """Run a command that writes ``target``, unless that is newer than all ``inputs``."""
+        newest = max(os.stat(path).st_mtime for path in inputs)
+        if target.exists() and target.stat().st_mtime > newest and not self.force:
+            return
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(torch.__file__).parent / 'lib'
-        command = [*command, f'-L{folder}', '-ltorch', '-ltorch_cpu', '-o', str(target)]
-        print(' '.join(command), flush=True)
-        subprocess.run(command, check=True)
+        print(shlex.join([*command, '-o', str(target)]), flush=True)
+        subprocess.run([*command, '-o', target], check=True)
 
     def get_ext_filename(self, name):
-        return str(Path(*name.split('.'))) + '.so'
+        return name.replace('.', '/') + '.so'
+
+
+def cpu_compiler(flags):
+    # The last -std counts, and CXXFLAGS may have an older one.
+    compiler, extra = os.environ.get('CXX', 'c++'), os.environ.get('CXXFLAGS', '')
+    return [*shlex.split(compiler), *flags, *shlex.split(extra), '-std=c++20']
+
+
+def cuda_compiler(flags):
+    if not (nvcc := find_nvcc()):
+        raise FileNotFoundError('nvcc was not found; CUDA_HOME says where the CUDA toolkit is')
+    names = os.environ.get('TORCH_CUDA_ARCH_LIST', '').replace(';', ' ').split()
+    if not names:
+        known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True).split()
+        names = [x for x in ARCHITECTURES if f'compute_{x.replace(".", "")}' in known]
+        names[-1:] = [f'{x}+PTX' for x in names[-1:]]
+    codes = []
+    for name in names:
+        number = name.removesuffix('+PTX').replace('.', '')
+        kinds = ('sm', 'compute') if name.endswith('+PTX') else ('sm',)
+        codes += [f'-gencode=arch=compute_{number},code={kind}_{number}' for kind in kinds]
+    return [nvcc, *codes, *flags, '-std=c++20']
+
+
+def find_nvcc():
+    """Path of the CUDA compiler, or None."""
+    home = os.environ.get('CUDA_HOME', os.environ.get('CUDA_PATH'))
+    return shutil.which('nvcc', path=str(Path(home, 'bin'))) if home else shutil.which('nvcc')
 
 
 class PortableWheel(bdist_wheel):
@@ -179,37 +157,19 @@ class BuildWithMim(build_py):
                 shutil.copy(source, target)
 
 
-def include_torch():
-    import torch  # at build time only
-
-    return ['-isystem', str(Path(torch.__file__).parent / 'include')]
-
-
-def find_nvcc():
-    """The CUDA compiler's path, or None."""
-    home = os.environ.get('CUDA_HOME', os.environ.get('CUDA_PATH'))
-    if home:
-        return shutil.which('nvcc', path=str(Path(home, 'bin')))
-    return shutil.which('nvcc')
+def library(name, pattern, flags):
+    sources, headers = (sorted(map(str, CSRC.rglob(x))) for x in (pattern, '*.h'))
+    name, flags = f'mmattn.ops._{name}', flags.split()
+    return Extension(name, sources, depends=headers, extra_compile_args=flags)
 
 
-def libraries():
-    def library(kind, pattern):
-        sources = sorted(map(str, CSRC.glob(pattern)))
-        headers = sorted(map(str, CSRC.rglob('*.h')))
-        return Extension(f'mmattn.ops._{kind}', sources, depends=headers)
-
-    found = [library('cpu', 'cpu/*.cpp')]
-    if os.environ.get('MMATTN_CUDA') != '0' and find_nvcc():
-        found.append(library('cuda', 'cuda/*.cu'))
-    return found
-
-
+libraries = [
+    library(f'cpu_{name}', 'cpu/*.cpp', f'{CPU_FLAGS} {flags}')
+    for name, flags in INSTRUCTION_SETS.items()
+]
+if os.environ.get('MMATTN_CUDA') == '1' or (os.environ.get('MMATTN_CUDA') != '0' and find_nvcc()):
+    libraries.append(library('cuda', 'cuda/*.cu', CUDA_FLAGS))
 setup(
-    ext_modules=libraries(),
-    cmdclass={
-        'bdist_wheel': PortableWheel,
-        'build_ext': BuildOperators,
-        'build_py': BuildWithMim,
-    },
+    ext_modules=libraries,
+    cmdclass=dict(bdist_wheel=PortableWheel, build_ext=BuildOperators, build_py=BuildWithMim),
 )

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 
@@ -72,6 +72,14 @@ Shape = tuple[int, int, int, int]
 Way = tuple[str, Callable[[], nn.Module], Shape]
 
 
+def _fused_attention_flops(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch's counter has no formula for scaled_dot_product_attention's fused CPU kernel.
+FUSED_ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops}
+
+
 @dataclass
 class Row:
     """A backbone at one size; times in ms, memory in MiB, None where it ran out of memory."""
@@ -121,7 +129,7 @@ def measure(row: Row, model: nn.Module, x: torch.Tensor, dtype: str) -> None:
 
     model.to(device).eval()
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
             forward()
         row.forward = seconds(forward) * 1e3
         model.train()

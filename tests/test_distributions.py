@@ -1,6 +1,7 @@
 """What the sdist and the wheel hold: all that is needed, and nothing that was left lying about."""
 
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -124,7 +125,9 @@ def test_the_wheel_holds_what_is_used_and_nothing_else(wheel, packed, pytestconf
     expected = set(filter(None, map(home_in_the_wheel, packed)))
     names = ('METADATA', 'RECORD', 'WHEEL', 'licenses/LICENSE', 'top_level.txt', 'entry_points.txt')
     expected |= {f'{information}/{name}' for name in names}
-    expected.add('mmattn/ops/_cpu.so')
+    x86 = platform.machine() in ('x86_64', 'AMD64')
+    for name in ('default', *(('avx2', 'avx512') if x86 else ())):
+        expected.add(f'mmattn/ops/_cpu_{name}.so')
     if pytestconfig.getoption('--distributions') and shutil.which('nvcc'):
         expected.add('mmattn/ops/_cuda.so')
     assert set(wheel.namelist()) == expected

@@ -1,4 +1,4 @@
-"""The operators that the attention modules stand on, as plain functions with their literal definitions."""
+"""Attention operators as plain functions, with their PyTorch references."""
 
 from ._backend import BackendReport, backend_report
 from .deformable import (
@@ -8,7 +8,6 @@ from .deformable import (
     deform_sample,
     deform_sample_reference,
 )
-from .flops import count_fused_attention_on_cpu
 from .neighborhood import (
     neighborhood_attention,
     neighborhood_attention_reference,
@@ -17,7 +16,6 @@ from .neighborhood import (
 from .quadtree import quadtree_level, quadtree_level_reference, quadtree_root
 from .window import (
     window_attention,
-    window_attention_flops,
     window_attention_reference,
     window_attention_weights,
 )
@@ -37,9 +35,6 @@ __all__ = [
     'quadtree_level_reference',
     'quadtree_root',
     'window_attention',
-    'window_attention_flops',
     'window_attention_reference',
     'window_attention_weights',
 ]
-
-count_fused_attention_on_cpu()

@@ -1,4 +1,4 @@
-"""Which implementation serves an operator: the compiled libraries, or the literal definitions."""
+"""Choice between the compiled operators and their PyTorch references."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 MODES = ('auto', 'compiled', 'reference')
 
-# Device of the tensors -> the library that has its kernels; shapes alone (meta) need no kernels.
-LIBRARIES = {'cpu': '_cpu.so', 'cuda': '_cuda.so'}
+# torch's name of a CPU's instruction set -> that of the library compiled for it.
+INSTRUCTION_SETS = {'AVX2': 'avx2', 'AVX512': 'avx512'}
 
 
 @dataclass
@@ -22,8 +22,8 @@ class Backend:
     """A device's compiled operators.
 
     Attributes:
-        problem: why they cannot be used; empty where they can.
-        instructions: the instruction set of the kernels, where there is a choice.
+        problem: why they cannot be used; empty if they can.
+        instructions: instruction set of the CPU kernels.
     """
 
     problem: str = ''
@@ -32,12 +32,12 @@ class Backend:
 
 @dataclass
 class BackendReport:
-    """What :func:`backend_report` found; ``str()`` of it is for people.
+    """Result of :func:`backend_report`; ``str()`` formats it.
 
     Attributes:
-        mode: of ``MMATTN_OPS``: 'auto', 'compiled' or 'reference'.
+        mode: value of ``MMATTN_OPS``: 'auto', 'compiled' or 'reference'.
         backends: device -> :class:`Backend`.
-        served: (operator, device) -> 'compiled' or 'reference', for what was called in this process.
+        served: (operator, device) -> 'compiled' or 'reference', for the calls of this process.
     """
 
     mode: str
@@ -54,16 +54,16 @@ class BackendReport:
 
 
 def backend_report() -> BackendReport:
-    """Which compiled operators there are, and which implementation served the calls so far."""
+    """Report which compiled operators there are, and which implementation ran so far."""
     return BackendReport(_mode(), dict(_backends), dict(_served))
 
 
 def exporting() -> bool:
-    """Whether the call is being recorded by ``torch.export`` or an ONNX exporter.
+    """True while ``torch.export`` or an ONNX exporter records the call.
 
-    An exported graph holds the literal definitions, so that it runs where this package is not: only
-    ``MMATTN_OPS=compiled`` leaves the operators in it. Sizes may be symbols in it; what is recorded must not
-    branch on them.
+    An exported graph holds the references, so that it runs without this package; only
+    ``MMATTN_OPS=compiled`` leaves the operators in it. Sizes may be symbols in it, and the code
+    that is recorded must not branch on them.
     """
     return torch.compiler.is_exporting() or (
         torch.jit.is_tracing() and torch.onnx.is_in_onnx_export()
@@ -71,20 +71,23 @@ def exporting() -> bool:
 
 
 def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """Whether two sizes are equal; of a size that is a symbol in an exported graph, whether they always are.
+    """True if two sizes are equal; in an exported graph, if they are equal for every input.
 
-    Comparing such a size outright would bind the graph to the answer for the size that it is recorded with.
+    A plain comparison would specialize the graph on the size that it is recorded with.
     """
     return statically_known_true(a == b) if exporting() else a == b
 
 
 @torch.compiler.assume_constant_result
-def compiled_serves(name: str, device: str) -> bool:
-    """Whether the compiled operator is to be called; the literal definition is, if not.
+def use_compiled(name: str, device: str) -> bool:
+    """Choose the implementation of a call and note it for :func:`backend_report`.
 
     Args:
         name: of the operator.
-        device: type of the device of its tensors.
+        device: device type of its tensors.
+
+    Returns:
+        True for the compiled operator, False for the reference.
 
     Raises:
         ValueError: ``MMATTN_OPS`` is none of the modes.
@@ -94,24 +97,25 @@ def compiled_serves(name: str, device: str) -> bool:
     if mode != 'compiled' and exporting():
         return False
     problem = '' if device == 'meta' else _backends.get(device, _NONE).problem
+    if problem:
+        _report_problem(mode, name, device, problem)
     compiled = mode != 'reference' and not problem
-    if problem and mode == 'compiled':
-        raise RuntimeError(f'MMATTN_OPS=compiled, but there is no {name} for {device}: {problem}')
-    if problem and mode == 'auto' and device not in _warned:
-        _warned.add(device)
-        warnings.warn(
-            f'mmattn has no compiled operators for {device} ({problem}): the literal definitions '
-            'serve, which are slower and take more memory. `python -m mmattn.doctor` says how to '
-            'build them; MMATTN_OPS=reference silences this',
-            stacklevel=3,
-        )
     _served[name, device] = 'compiled' if compiled else 'reference'
     return compiled
 
 
-def literal_is_asked_for() -> bool:
-    """Whether ``MMATTN_OPS=reference``, or an export, forbids any faster way than the literal definition."""
-    return exporting() or _mode() == 'reference'
+def _report_problem(mode: str, name: str, device: str, problem: str) -> None:
+    """Raise if the compiled operators are required; warn, once for each device, if preferred."""
+    if mode == 'compiled':
+        raise RuntimeError(f'MMATTN_OPS=compiled, but there is no {name} for {device}: {problem}')
+    if mode == 'auto' and device not in _warned:
+        _warned.add(device)
+        warnings.warn(
+            f'mmattn has no compiled operators for {device} ({problem}): the references run, '
+            'which are slower and take more memory. `python -m mmattn.doctor` says how to build '
+            'the operators; MMATTN_OPS=reference silences this',
+            stacklevel=4,
+        )
 
 
 def _mode() -> str:
@@ -121,29 +125,40 @@ def _mode() -> str:
     return mode
 
 
-def _load(device: str) -> Backend:
-    path = Path(__file__).with_name(LIBRARIES[device])
-    if device == 'cuda' and torch.version.cuda is None:
-        return Backend(problem='this torch is a CPU build')
-    if device == 'cuda' and importlib.util.find_spec('triton') is None:
-        return Backend(problem='triton is not installed: pip install triton')
+def _load_cpu() -> Backend:
+    # ATEN_CPU_CAPABILITY lowers it.
+    capability = torch.backends.cpu.get_cpu_capability()
+    instructions = INSTRUCTION_SETS.get(capability, 'default')
+    problem = _load_library(f'_cpu_{instructions}.so')
+    return Backend(problem, '' if problem else instructions)
+
+
+def _load_cuda() -> Backend:
+    if torch.version.cuda is None:
+        return Backend('this torch is a CPU build')
+    if importlib.util.find_spec('triton') is None:
+        return Backend('triton is not installed: pip install triton')
+    problem = _load_library('_cuda.so')
+    if not problem:
+        from . import triton  # here, because it needs triton
+
+        triton.register('CUDA')
+    return Backend(problem)
+
+
+def _load_library(name: str) -> str:
+    """Load a library of this folder; returns what went wrong."""
+    path = Path(__file__).with_name(name)
     if not path.exists():
-        return Backend(problem=f'{path.name} was not built with the package')
+        return f'{name} was not built with the package'
     try:
         torch.ops.load_library(path)
     except OSError as error:
-        return Backend(problem=f'{path.name} does not load: {error}')
-    if device == 'cpu':
-        return Backend(instructions=torch.ops.mmattn.instruction_set())
-    from . import triton  # here, because it needs triton
-
-    triton.register('CUDA')
-    return Backend()
+        return f'{name} does not load: {error}'
+    return ''
 
 
-torch.library.define('mmattn::instruction_set', '() -> str')
-
-_NONE = Backend(problem='there are none for this kind of device')
-_backends = {device: _load(device) for device in LIBRARIES}
+_NONE = Backend('there are none for this kind of device')
+_backends = {'cpu': _load_cpu(), 'cuda': _load_cuda()}
 _served: dict[tuple[str, str], str] = {}
 _warned: set[str] = set()

@@ -1,181 +1,165 @@
-"""What every operator is registered with: schema, shapes, derivative, autocast, FLOP formula."""
+"""Registration of an operator: schema, fake kernel, derivative, autocast, FLOP formula."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-_AUTOCAST_DEVICES = {'cpu': 'AutocastCPU', 'cuda': 'AutocastCUDA'}
+from ._checks import AUTOCAST_DEVICES, is_autocast_enabled
+
+# Recomputing the scores and differentiating two products takes five products for two.
+_BACKWARD_PRODUCTS, _FORWARD_PRODUCTS = 5, 2
 
 
-def register(
-    name: str,
-    arguments: str,
-    outputs: Sequence[str],
-    fake: Callable,
-    gradients: Sequence[str],
-    low_precision: Sequence[str],
-    flops: Callable[..., int],
-    num_differentiable_outputs: int = 1,
-    saved_outputs: Sequence[str] | None = None,
-    fake_gradients: Callable | None = None,
-    nondeterministic_backward: Sequence[str] = (),
-) -> None:
-    """Define ``mmattn::name`` and ``mmattn::name_backward``; their kernels are in the compiled libraries.
+@dataclass
+class Operator:
+    """The operator ``mmattn::name`` and its gradient ``mmattn::name_backward``.
 
-    The backward operator takes the gradients of the differentiable outputs, then the operator's
-    arguments, then those of its outputs that are saved, and returns the gradients of the arguments in
-    ``gradients``. It has no derivative of its own.
+    Creating one registers both; their kernels are in the compiled libraries. The gradient's operator
+    takes the gradients of the differentiable outputs, then the operator's arguments, then those of
+    its outputs that are saved, and returns the gradients of the arguments in ``gradients``. It has
+    no derivative.
 
-    Args:
+    Attributes:
         name: of the operator.
         arguments: of its schema.
-        outputs: names of the tensors that it returns; the differentiable ones come first.
+        outputs: names of the tensors that it returns, the differentiable ones first.
         fake: arguments -> the outputs on a device without data, a tuple unless it is one.
-        gradients: the arguments that have a gradient.
-        low_precision: the arguments that autocast casts; the others are left as they are.
-        flops: shapes of the arguments, as torch's counter gives them -> floating-point operations of
-            the forward operator; recomputing and differentiating its products takes 2.5 times as many.
+        gradients: arguments that have a gradient.
+        low_precision: arguments that autocast casts.
+        flops: shapes of the arguments -> floating-point operations of the forward operator.
         num_differentiable_outputs: how many of the outputs have a gradient.
-        saved_outputs: the outputs that the backward operator needs; all by default.
-        fake_gradients: arguments -> the gradients on a device without data, a tuple; by default they
-            are contiguous and like the arguments.
-        nondeterministic_backward: kinds of devices on which the backward kernel's sums depend on chance.
+        saved_outputs: outputs that the backward operator needs; None for all.
+        fake_gradients: arguments -> the gradients on a device without data, a tuple; None for
+            contiguous ones like the arguments.
+        nondeterministic_backward: device types whose backward kernel adds in no fixed order.
     """
-    saved_outputs = outputs if saved_outputs is None else saved_outputs
-    types = 'Tensor' if len(outputs) == 1 else f'({", ".join(["Tensor"] * len(outputs))})'
-    forward, backward = f'mmattn::{name}', f'mmattn::{name}_backward'
-    upstream = [f'Tensor grad_{output}' for output in outputs[:num_differentiable_outputs]]
-    saved = [f'Tensor {output}' for output in saved_outputs]
-    tags = (torch.Tag.pt2_compliant_tag,)
-    torch.library.define(forward, f'({arguments}) -> {types}', tags=tags)
-    torch.library.define(
-        backward,
-        f'({", ".join([*upstream, arguments, *saved])}) -> ({", ".join(["Tensor"] * len(gradients))})',
-        tags=tags,
-    )
-    operator = getattr(torch.ops.mmattn, name).default
-    backward_operator = getattr(torch.ops.mmattn, f'{name}_backward').default
-    names = [argument.name for argument in operator._schema.arguments]
-    first = len(upstream)
 
-    torch.library.register_fake(forward, fake)
+    name: str
+    arguments: str
+    outputs: Sequence[str]
+    fake: Callable[..., Any]
+    gradients: Sequence[str]
+    low_precision: Sequence[str]
+    flops: Callable[..., int]
+    num_differentiable_outputs: int = 1
+    saved_outputs: Sequence[str] | None = None
+    fake_gradients: Callable[..., tuple[Tensor, ...]] | None = None
+    nondeterministic_backward: Sequence[str] = ()
 
-    @torch.library.register_fake(backward)
-    def fake_backward(*args):
-        inputs = dict(zip(names, args[first:], strict=False))
-        if fake_gradients is not None:
-            return fake_gradients(**inputs)
-        return tuple(
-            torch.empty_like(inputs[name], memory_format=torch.contiguous_format)
-            for name in gradients
+    def __post_init__(self) -> None:
+        self._define()
+        torch.library.register_fake(f'mmattn::{self.name}', self.fake)
+        torch.library.register_fake(f'mmattn::{self.name}_backward', self._fake_backward)
+        torch.library.register_autograd(
+            f'mmattn::{self.name}', self._differentiate, setup_context=self._save
         )
+        torch.library.register_autograd(f'mmattn::{self.name}_backward', self._refuse)
+        for device in AUTOCAST_DEVICES:
+            kernel = self._autocast_kernel(device)
+            torch.library.impl(f'mmattn::{self.name}', f'Autocast{device.upper()}')(kernel)
+        register_flop_formula(self._forward.overloadpacket)(self._count)
+        register_flop_formula(self._backward.overloadpacket)(self._count_backward)
 
-    def setup_context(ctx, inputs, output):
+    def _define(self) -> None:
+        saved = self.outputs if self.saved_outputs is None else self.saved_outputs
+        upstream = [f'Tensor grad_{x}' for x in self.outputs[: self.num_differentiable_outputs]]
+        of_backward = ', '.join([*upstream, self.arguments, *(f'Tensor {x}' for x in saved)])
+        for name, arguments, results in (
+            (self.name, self.arguments, self.outputs),
+            (f'{self.name}_backward', of_backward, self.gradients),
+        ):
+            types = ', '.join(['Tensor'] * len(results))
+            types = types if len(results) == 1 else f'({types})'
+            schema = f'({arguments}) -> {types}'
+            tags = (torch.Tag.pt2_compliant_tag,)
+            torch.library.define(f'mmattn::{name}', schema, tags=tags)
+        self._forward = getattr(torch.ops.mmattn, self.name).default
+        self._backward = getattr(torch.ops.mmattn, f'{self.name}_backward').default
+        self._argument_names = [x.name for x in self._forward._schema.arguments]
+        self._saved = [x in saved for x in self.outputs]
+
+    def _inputs_of_backward(self, args: Sequence[Any]) -> Sequence[Any]:
+        first = self.num_differentiable_outputs
+        return args[first : first + len(self._argument_names)]
+
+    def _fake_backward(self, *args: Any) -> tuple[Tensor, ...]:
+        inputs = dict(zip(self._argument_names, self._inputs_of_backward(args), strict=True))
+        if self.fake_gradients is not None:
+            return self.fake_gradients(**inputs)
+        layout = torch.contiguous_format
+        return tuple(torch.empty_like(inputs[x], memory_format=layout) for x in self.gradients)
+
+    def _save(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Save tensors through autograd, and what is no tensor beside them."""
         output = output if isinstance(output, tuple) else (output,)
-        ctx.mark_non_differentiable(*output[num_differentiable_outputs:])
+        ctx.mark_non_differentiable(*output[self.num_differentiable_outputs :])
         tensors = [value for value in inputs if isinstance(value, Tensor)]
-        named = zip(outputs, output, strict=True)
-        ctx.save_for_backward(*tensors, *(x for name, x in named if name in saved_outputs))
-        ctx.inputs = [None if isinstance(value, Tensor) else (value,) for value in inputs]
+        results = [x for x, saved in zip(output, self._saved, strict=True) if saved]
+        ctx.save_for_backward(*tensors, *results)
+        ctx.others = [None if isinstance(value, Tensor) else (value,) for value in inputs]
 
-    def differentiate(ctx, *grads):
+    def _differentiate(self, ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        inputs = [next(saved) if other is None else other[0] for other in ctx.inputs]
-        if inputs[0].device.type in nondeterministic_backward:
-            alert_not_deterministic(f'the gradient of {forward}')
-        result = backward_operator(*grads[:num_differentiable_outputs], *inputs, *saved)
-        result = dict(zip(gradients, result, strict=True))
-        needed = zip(names, ctx.needs_input_grad, strict=True)
+        inputs = [next(saved) if other is None else other[0] for other in ctx.others]
+        if inputs[0].device.type in self.nondeterministic_backward:
+            alert_not_deterministic(f'the gradient of mmattn::{self.name}')
+        upstream = grads[: self.num_differentiable_outputs]
+        result = self._backward(*upstream, *inputs, *saved)
+        result = dict(zip(self.gradients, result, strict=True))
+        needed = zip(self._argument_names, ctx.needs_input_grad, strict=True)
         return tuple(result.get(name) if needs else None for name, needs in needed)
 
-    def refuse(ctx, *grads):
+    def _refuse(self, ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
-            f'{forward} has no second derivative: set MMATTN_OPS=reference, whose literal definition has one'
+            f'mmattn::{self.name} has no second derivative: set MMATTN_OPS=reference for one'
         )
 
-    torch.library.register_autograd(forward, differentiate, setup_context=setup_context)
-    torch.library.register_autograd(backward, refuse)
-    for device, key in _AUTOCAST_DEVICES.items():
-        torch.library.impl(forward, key)(_autocast(operator, device, key, names, low_precision))
+    def _autocast_kernel(self, device: str) -> Callable[..., Any]:
+        cast = [name in self.low_precision for name in self._argument_names]
 
-    def count(*args, **kwargs):
-        kwargs.pop('out_shape')
-        return flops(*args, **kwargs)
+        def kernel(*args: Any) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            args = tuple(
+                # Like torch's rules, it leaves float64 alone.
+                x.to(dtype) if low and x is not None and x.dtype != torch.float64 else x
+                for x, low in zip(args, cast, strict=True)
+            )
+            with torch.autocast(device, enabled=False):
+                return self._forward(*args)
 
-    def count_backward(*args, **kwargs):
-        kwargs.pop('out_shape')
-        return flops(*args[first : first + len(names)], **kwargs) * 5 // 2
+        return kernel
 
-    register_flop_formula(operator.overloadpacket)(count)
-    register_flop_formula(backward_operator.overloadpacket)(count_backward)
+    def _count(self, *shapes: Any, out_shape: Any = None, **others: Any) -> int:
+        return self.flops(*shapes, **others)
 
-
-def _autocast(operator, device: str, key: str, names: Sequence[str], low_precision: Sequence[str]):
-    excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def kernel(*args):
-        dtype = torch.get_autocast_dtype(device)
-        cast = [
-            # As torch's own rules do, it leaves float64 alone.
-            value.to(dtype)
-            if name in low_precision and value is not None and value.dtype != torch.float64
-            else value
-            for name, value in zip(names, args, strict=False)
-        ]
-        with torch._C._ExcludeDispatchKeyGuard(excluded):
-            return operator(*cast)
-
-    return kernel
+    def _count_backward(self, *shapes: Any, out_shape: Any = None, **others: Any) -> int:
+        forward = self.flops(*self._inputs_of_backward(shapes), **others)
+        return forward * _BACKWARD_PRODUCTS // _FORWARD_PRODUCTS
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums, positions and biases are kept in for values of ``dtype``: float32, or float64."""
+    """Dtype of sums, positions and biases for values of ``dtype``: float32, or float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def check_alike(**tensors: Tensor | None) -> None:
-    """The tensors are floating-point, on one device and of one dtype, or will be after autocast's casts.
-
-    Raises:
-        ValueError: they are not; the message names the two that differ.
-    """
-    (first, reference), *others = ((n, t) for n, t in tensors.items() if t is not None)
-    device = reference.device
-    if not reference.is_floating_point() or reference.dtype.itemsize < 2:
-        raise ValueError(
-            f'{first} must be float16, bfloat16, float32 or float64, got {reference.dtype}'
-        )
-    autocast = device.type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type)
-    for name, tensor in others:
-        if tensor.device != device:
-            raise ValueError(
-                f'{first} and {name} must be on one device, got {device} and {tensor.device}'
-            )
-        cast_alike = autocast and torch.float64 not in (tensor.dtype, reference.dtype)
-        if tensor.dtype != reference.dtype and not cast_alike:
-            raise ValueError(
-                f'{first} and {name} must have one dtype, got {reference.dtype} and {tensor.dtype}'
-            )
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of an operator's result for values ``x``: that of autocast where it is enabled."""
+    autocast = is_autocast_enabled(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
 
 
-def check_device(**tensors: Tensor | None) -> None:
-    """The tensors are on one device.
-
-    Raises:
-        ValueError: they are not; the message names the two that differ.
-    """
-    (first, reference), *others = ((n, t) for n, t in tensors.items() if t is not None)
-    for name, tensor in others:
-        if tensor.device != reference.device:
-            raise ValueError(
-                f'{first} and {name} must be on one device, '
-                f'got {reference.device} and {tensor.device}'
-            )
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Context of a reference: autocast is off, so that what is float32 stays so."""
+    enabled = is_autocast_enabled(x)
+    return torch.autocast(x.device.type, enabled=False) if enabled else nullcontext()
 
 
 def alert_not_deterministic(name: str) -> None:
@@ -184,7 +168,7 @@ def alert_not_deterministic(name: str) -> None:
         return
     message = (
         f'{name} has no deterministic implementation on this device, and '
-        'torch.use_deterministic_algorithms(True) is set; MMATTN_OPS=reference takes the literal definition'
+        'torch.use_deterministic_algorithms(True) is set; MMATTN_OPS=reference has one'
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)

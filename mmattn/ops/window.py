@@ -1,4 +1,4 @@
-"""Window attention over a map: Swin's windows (arXiv 2103.14030), GC ViT's shared query (arXiv 2206.09959)."""
+"""Window attention on a map: Swin's windows (arXiv 2103.14030), GC ViT's shared query (2206.09959)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import compiled_serves, known_equal, literal_is_asked_for
-from ._operator import accumulate_dtype, check_alike, check_device, register
+from ._backend import known_equal, use_compiled
+from ._checks import check_alike, check_device, check_shape
+from ._operator import Operator, accumulate_dtype, result_dtype, without_autocast
 
-# From this many tokens a window on, scaled_dot_product_attention is the faster: 24 x 24 tokens take 0.30 ms
-# instead of 0.99 and a third of the memory on an H200; 7 x 7 and 14 x 14 are no faster, on GPU or CPU.
-_FUSED_FROM_TOKENS = 256
-
-# What Swin and DAT add to the scores of two tokens that the cyclic shift brought into one window.
+# Swin and DAT add it to the scores of two tokens that the cyclic shift brought into one window.
 _SHIFT_MASK = -100.0
 
 
@@ -29,21 +26,21 @@ def window_attention(
 ) -> Tensor:
     """Softmax attention within the windows of a map: ``softmax(q k^T / sqrt(d) + bias) v``.
 
-    The map is extended at the right and at the bottom to a multiple of the window. What is added takes part
-    in attention as keys ``pad_k`` with values ``pad_v`` and is cropped from the result.
+    The map is padded at the right and at the bottom to a multiple of the window. The padding takes
+    part in attention as keys ``pad_k`` with values ``pad_v`` and is cropped from the result.
 
     Args:
-        q: queries, (B, H, W, heads, d): every token's own; or (B, window_size, window_size, heads, d): one
-            window of queries per image that all its windows share.
+        q: queries, (B, H, W, heads, d); or (B, window_size, window_size, heads, d): one window of
+            queries per image that all its windows share.
         k: keys, (B, H, W, heads, d).
         v: values, (B, H, W, heads, d).
-        bias: added to the scores, (heads, N, N) for the N = window_size**2 tokens of a window in row-major
-            order, query first.
-        window_size: side of a window in tokens.
-        shift: windows start ``shift`` tokens further down and right; what they then hold from opposite
-            borders of the map is masked with -100, as in Swin.
-        pad_k: key of the padding, (heads, d); zero without it.
-        pad_v: value of the padding, (heads, d); zero without it.
+        bias: added to the scores, (heads, N, N) for the N = window_size**2 tokens of a window in
+            row-major order, query first.
+        window_size: height and width of a window in tokens.
+        shift: windows start ``shift`` tokens further down and right; pairs of tokens that then come
+            from opposite borders of the map are masked with -100, as in Swin.
+        pad_k: key of the padding, (heads, d); zero by default.
+        pad_v: value of the padding, (heads, d); zero by default.
 
     Returns:
         (B, H, W, heads, d) in the dtype of ``v``.
@@ -52,16 +49,12 @@ def window_attention(
         ValueError: a shape, dtype or device, the window or the shift does not fit the others.
     """
     _check(q, k, v, bias, window_size, shift, pad_k, pad_v)
-    if compiled_serves('window_attention', k.device.type):
-        heads, d = k.shape[3:]
-        pad_k, pad_v = (
-            k.new_zeros(heads, d) if t is None else t.to(k.dtype) for t in (pad_k, pad_v)
-        )
-        bias = bias.to(accumulate_dtype(k.dtype))
-        return torch.ops.mmattn.window_attention(q, k, v, bias, pad_k, pad_v, window_size, shift)[0]
-    large = window_size**2 >= _FUSED_FROM_TOKENS
-    attend = _fused if large and not literal_is_asked_for() else _literal
-    return _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v)
+    if not use_compiled('window_attention', k.device.type):
+        return _attend(q, k, v, bias, window_size, shift, pad_k, pad_v)
+    heads, d = k.shape[3:]
+    pad_k, pad_v = (k.new_zeros(heads, d) if t is None else t.to(k.dtype) for t in (pad_k, pad_v))
+    bias = bias.to(accumulate_dtype(k.dtype))
+    return torch.ops.mmattn.window_attention(q, k, v, bias, pad_k, pad_v, window_size, shift)[0]
 
 
 def window_attention_reference(
@@ -74,9 +67,9 @@ def window_attention_reference(
     pad_k: Tensor | None = None,
     pad_v: Tensor | None = None,
 ) -> Tensor:
-    """The literal definition of :func:`window_attention`, which every faster way is held against."""
+    """PyTorch reference of :func:`window_attention`."""
     _check(q, k, v, bias, window_size, shift, pad_k, pad_v)
-    return _in_windows(_literal, q, k, v, bias, window_size, shift, pad_k, pad_v)
+    return _attend(q, k, v, bias, window_size, shift, pad_k, pad_v)
 
 
 def window_attention_weights(
@@ -87,71 +80,53 @@ def window_attention_weights(
     shift: int = 0,
     pad_k: Tensor | None = None,
 ) -> Tensor:
-    """What :func:`window_attention` multiplies its values with, ``softmax(q k^T / sqrt(d) + bias)``, for people to see.
+    """Attention weights of :func:`window_attention`, for inspection.
 
     Args:
-        q, k, bias, window_size, shift, pad_k: as there.
+        q, k, bias, window_size, shift, pad_k: as for :func:`window_attention`.
 
     Returns:
-        (B, windows, heads, N, N), query first; windows and their tokens are row-major and hold the padding.
+        ``softmax(q k^T / sqrt(d) + bias)``, (B, windows, heads, N, N), query first; windows and
+        their tokens are row-major and include the padding.
     """
     _check(q, k, k, bias, window_size, shift, pad_k, None)
     q = _query_windows(q, k, window_size, shift)
     k = _lay_out(k, window_size, shift, pad_k)
     if shift:
         bias = bias + _shift_mask(*k.shape[1:3], window_size, shift, bias)
-    return _weights(q, _partition(k, window_size), bias)
+    scores = (q * q.shape[-1] ** -0.5) @ _partition(k, window_size).transpose(-2, -1)
+    return (scores + bias).softmax(dim=-1)
 
 
-def window_attention_flops(
-    height: int, width: int, channels: int, window_size: int, shared_query: bool
-) -> int:
-    """Multiply-adds of a window attention module, projections included, on a map that its windows tile.
-
-    Local: ``2HW(2C^2 + hwC)``; global, whose query is made elsewhere: ``HW(3C^2 + 2hwC)`` (GC ViT, section 3.3).
-    """
-    projections = (3 if shared_query else 4) * channels**2
-    return height * width * (projections + 2 * window_size**2 * channels)
-
-
-def _literal(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return _weights(q, k, bias).to(v.dtype) @ v
-
-
-def _weights(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1)
-
-
-def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    *batch, heads, n, _ = k.shape
-    bias = bias.expand(*batch, heads, n, n).flatten(0, 1)  # the fused kernels take four dimensions
-    flat = [t.expand_as(k).flatten(0, 1) for t in (q, k, v)]
-    return F.scaled_dot_product_attention(*flat, attn_mask=bias.to(q.dtype)).view_as(v)
-
-
-def _in_windows(attend, q, k, v, bias, window_size, shift, pad_k, pad_v):
-    _, height, width, _, _ = k.shape
-    q = _query_windows(q, k, window_size, shift)
-    k = _lay_out(k, window_size, shift, pad_k)
-    v = _lay_out(v, window_size, shift, pad_v)
-    padded = k.shape[1:3]
-    if shift:
-        bias = bias + _shift_mask(*padded, window_size, shift, bias)
-    out = attend(q, _partition(k, window_size), _partition(v, window_size), bias)
-    out = _join(out, *padded, window_size)
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    window_size: int,
+    shift: int,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+) -> Tensor:
+    height, width = k.shape[1:3]
+    dtype = result_dtype(v)
+    q, k, v, bias = (t.to(accumulate_dtype(v.dtype)) for t in (q, k, v, bias))
+    with without_autocast(v):
+        weights = window_attention_weights(q, k, bias, window_size, shift, pad_k)
+        v = _lay_out(v, window_size, shift, pad_v)
+        out = _join(weights @ _partition(v, window_size), *v.shape[1:3], window_size)
     if shift:
         out = out.roll((shift, shift), dims=(1, 2))
-    return out.narrow(1, 0, height).narrow(2, 0, width)
+    return out.narrow(1, 0, height).narrow(2, 0, width).to(dtype)
 
 
 def _has_own_queries(q: Tensor, k: Tensor) -> bool:
-    """Whether every token has a query; a map of exactly one window may be taken either way."""
+    """True if each token has a query; the same for a map of one window, shared or not."""
     return known_equal(q.shape[1], k.shape[1]) and known_equal(q.shape[2], k.shape[2])
 
 
 def _query_windows(q: Tensor, k: Tensor, window_size: int, shift: int) -> Tensor:
-    """(B, windows, heads, N, d), or of a shared query (B, 1, heads, N, d): one for all windows."""
+    """(B, windows, heads, N, d); for a shared query (B, 1, heads, N, d), one for all windows."""
     if _has_own_queries(q, k):
         return _partition(_lay_out(q, window_size, shift, None), window_size)
     return q.flatten(1, 2).transpose(1, 2).unsqueeze(1)
@@ -160,12 +135,10 @@ def _query_windows(q: Tensor, k: Tensor, window_size: int, shift: int) -> Tensor
 def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) -> Tensor:
     """(B, H, W, heads, d) -> the same, padded to whole windows and shifted."""
     height, width = x.shape[1:3]
-    bottom, right = (
-        ((side - 1) // window_size + 1) * window_size - side for side in (height, width)
-    )
+    bottom, right = (((n - 1) // window_size + 1) * window_size - n for n in (height, width))
     x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom))
     if padding is not None:
-        rows, columns = (torch.arange(side, device=x.device) for side in x.shape[1:3])
+        rows, columns = (torch.arange(n, device=x.device) for n in x.shape[1:3])
         outside = (rows >= height)[:, None] | (columns >= width)
         x = torch.where(outside[..., None, None], padding.to(x.dtype), x)
     return x.roll((-shift, -shift), dims=(1, 2)) if shift else x
@@ -174,24 +147,22 @@ def _lay_out(x: Tensor, window_size: int, shift: int, padding: Tensor | None) ->
 def _partition(x: Tensor, window_size: int) -> Tensor:
     """(B, H, W, heads, d) -> (B, windows, heads, N, d)."""
     batch, height, width, heads, d = x.shape
-    x = x.reshape(
-        batch, height // window_size, window_size, width // window_size, window_size, heads, d
-    )
+    rows, columns = height // window_size, width // window_size
+    x = x.reshape(batch, rows, window_size, columns, window_size, heads, d)
     return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)
 
 
 def _join(x: Tensor, height: int, width: int, window_size: int) -> Tensor:
     """(B, windows, heads, N, d) -> (B, H, W, heads, d)."""
     batch, _, heads, _, d = x.shape
-    x = x.view(
-        batch, height // window_size, width // window_size, heads, window_size, window_size, d
-    )
+    rows, columns = height // window_size, width // window_size
+    x = x.view(batch, rows, columns, heads, window_size, window_size, d)
     return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, heads, d)
 
 
 def _shift_mask(height: int, width: int, window_size: int, shift: int, like: Tensor) -> Tensor:
-    """(windows, 1, N, N): -100 between tokens of one window that are no neighbours in the map, else 0."""
-    rows, columns = (_region(side, window_size, shift, like.device) for side in (height, width))
+    """(windows, 1, N, N): -100 between tokens of a window that are no neighbors in the map, else 0."""
+    rows, columns = (_region(n, window_size, shift, like.device) for n in (height, width))
     region = 3 * rows[:, None] + columns
     region = _partition(region[None, :, :, None, None], window_size).flatten(1)
     region = region.view(-1, 1, window_size**2)
@@ -199,13 +170,22 @@ def _shift_mask(height: int, width: int, window_size: int, shift: int, like: Ten
     return different.to(like.dtype) * _SHIFT_MASK
 
 
-def _region(side: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """(side,): 0 for whole windows, 1 and 2 for the two parts of the last one, which the shift has joined."""
-    place = torch.arange(side, device=device)
-    return (place >= side - window_size).long() + (place >= side - shift).long()
+def _region(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """(size,): 0 in whole windows, 1 and 2 in the two parts that the shift joins in the last one."""
+    index = torch.arange(size, device=device)
+    return (index >= size - window_size).long() + (index >= size - shift).long()
 
 
-def _check(q, k, v, bias, window_size, shift, pad_k, pad_v):
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    window_size: int,
+    shift: int,
+    pad_k: Tensor | None,
+    pad_v: Tensor | None,
+) -> None:
     if k.ndim != 5 or v.shape != k.shape:
         raise ValueError(
             f'k and v must both be (B, H, W, heads, d), got {tuple(k.shape)} and {tuple(v.shape)}'
@@ -219,39 +199,45 @@ def _check(q, k, v, bias, window_size, shift, pad_k, pad_v):
             f'shift must be in [0, window_size), got {shift} with window_size {window_size}'
         )
     if shift and not _has_own_queries(q, k):
-        raise ValueError(
-            f'a shared query has no place in shifted windows: got shift {shift} with q {tuple(q.shape)}'
-        )
-    if tuple(bias.shape) != (heads, window_size**2, window_size**2):
-        expected = (heads, window_size**2, window_size**2)
-        raise ValueError(f'bias must be (heads, N, N) = {expected}, got {tuple(bias.shape)}')
+        raise ValueError(f'shift must be 0 for a shared query, got {shift} with q {tuple(q.shape)}')
+    check_shape('bias', bias, 'heads N N', (heads, window_size**2, window_size**2))
     for name, padding in (('pad_k', pad_k), ('pad_v', pad_v)):
-        if padding is not None and tuple(padding.shape) != (heads, d):
-            raise ValueError(
-                f'{name} must be (heads, d) = {(heads, d)}, got {tuple(padding.shape)}'
-            )
+        if padding is not None:
+            check_shape(name, padding, 'heads d', (heads, d))
     check_alike(q=q, k=k, v=v)
     check_device(q=q, bias=bias, pad_k=pad_k, pad_v=pad_v)
     if d < 1:
-        raise ValueError(f'heads must have at least one channel, got k {tuple(k.shape)}')
+        raise ValueError(f'k must have at least one channel a head, got {tuple(k.shape)}')
 
 
-def _fake(q, k, v, bias, pad_k, pad_v, window_size, shift):
-    out = v.new_empty(v.shape)
-    return out, v.new_empty(v.shape[:-1], dtype=accumulate_dtype(v.dtype))
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    pad_k: Tensor,
+    pad_v: Tensor,
+    window_size: int,
+    shift: int,
+) -> tuple[Tensor, Tensor]:
+    lse = v.new_empty(v.shape[:-1], dtype=accumulate_dtype(v.dtype))
+    return v.new_empty(v.shape), lse
 
 
-def _flops(q, k, v, bias, *others):
+def _flops(
+    q: torch.Size, k: torch.Size, v: torch.Size, bias: torch.Size, *others: torch.Size | int
+) -> int:
     batch, height, width, heads, d = k
     tokens = bias[1]
-    side = round(tokens**0.5)
-    queries = -(-height // side) * -(-width // side) * tokens  # with the padding
+    window_size = round(tokens**0.5)
+    queries = -(-height // window_size) * -(-width // window_size) * tokens  # with the padding
     return 2 * 2 * batch * heads * queries * tokens * d  # two products
 
 
-register(
+Operator(
     'window_attention',
-    'Tensor q, Tensor k, Tensor v, Tensor bias, Tensor pad_k, Tensor pad_v, int window_size, int shift',
+    'Tensor q, Tensor k, Tensor v, Tensor bias, Tensor pad_k, Tensor pad_v, '
+    'int window_size, int shift',
     outputs=['out', 'lse'],
     fake=_fake,
     gradients=['q', 'k', 'v', 'bias', 'pad_k', 'pad_v'],

@@ -1,10 +1,18 @@
-"""What the metafiles say of a model: its size, and the work of one image."""
+"""Parameters and multiply-adds of a model, as the metafiles state them."""
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mmattn.ops.flops import count_fused_attention_on_cpu
+
+def fused_attention_flops(query, key, value, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(query, key, value)
+
+
+# torch's counter has no formula for scaled_dot_product_attention's fused CPU kernel.
+FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused_attention_flops,
+}
 
 
 def parameters(model):
@@ -17,9 +25,11 @@ def multiply_adds(model, size):
     A segmentor's auxiliary head serves training alone and is left out. The heads of a detector with two
     or more stages get 1000 proposals, as in a test, and its mask head 100 boxes, the most that a test keeps.
     """
-    count_fused_attention_on_cpu()
     model.eval()
-    with torch.device('meta'), FlopCounterMode(display=False) as counter:
+    with (
+        torch.device('meta'),
+        FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter,
+    ):
         image = torch.empty(1, 3, *size)
         if not hasattr(model, 'bbox_head') and not hasattr(model, 'roi_head'):
             model(image, mode='tensor')

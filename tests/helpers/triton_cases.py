@@ -181,7 +181,6 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
 def registered():
     """The dispatcher's way to the kernels, with the table's and the positions' gradients from the CUDA kernel."""
     from helpers import cuda_on_host
-
     from mmattn import ops
     from mmattn.ops import triton
 

@@ -1,8 +1,8 @@
 """deform_attention's gradients by table and positions on CUDA, against those of its literal definition."""
 
-from helpers import cuda_on_host
 import pytest
 import torch
+from helpers import cuda_on_host
 from helpers.comparison import EPS, Draw, assert_agree, exact
 
 from mmattn.ops import deform_attention_reference, deform_bias

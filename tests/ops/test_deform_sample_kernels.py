@@ -1,8 +1,8 @@
 """deform_sample's compiled kernels against its literal definition."""
 
-from helpers import cuda_on_host
 import pytest
 import torch
+from helpers import cuda_on_host
 from helpers.comparison import Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import deform_sample, deform_sample_reference

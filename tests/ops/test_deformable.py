@@ -62,10 +62,10 @@ def test_a_constant_table_is_no_bias_inside_it():
 @pytest.mark.parametrize(
     'index, replacement, message',
     [
-        (1, torch.zeros(2, 4, 5, 2), r'q and k .*\(2, 4, 6, 3\) and \(2, 4, 5, 2\)'),
-        (2, torch.zeros(2, 4, 6, 3), r'v must be \(2, 4, 5, 3\)'),
+        (1, torch.zeros(2, 4, 5, 2), r'k must be \(2, 4, Nk, 3\), got \(2, 4, 5, 2\)'),
+        (2, torch.zeros(2, 4, 6, 3), r'v must be .* = \(2, 4, 5, 3\), got \(2, 4, 6, 3\)'),
         (3, torch.zeros(3, 7, 5), r'table must be \(4, Th, Tw\), got \(3, 7, 5\)'),
-        (4, torch.zeros(5, 2), r'query_grid must be \(6, 2\), got \(5, 2\)'),
+        (4, torch.zeros(5, 2), r'query_grid must be \(Nq, 2\) = \(6, 2\), got \(5, 2\)'),
         (5, torch.zeros(2, 2, 4, 2), r'key_positions must be \(2, G, 5, 2\), got \(2, 2, 4, 2\)'),
         (5, torch.zeros(2, 3, 5, 2), '4 heads are no multiple of the 3 groups'),
     ],
@@ -80,7 +80,7 @@ def test_attention_errors_name_the_argument(index, replacement, message):
 @pytest.mark.parametrize(
     'x, positions, message',
     [
-        ((4, 3, 3), (1, 1, 2, 2), 'x must be a map'),
+        ((4, 3, 3), (1, 1, 2, 2), r'x must be \(B, G\*c, H, W\), got \(4, 3, 3\)'),
         ((1, 4, 3, 3), (2, 1, 2, 2), r'positions must be \(1, G, N, 2\)'),
         ((1, 4, 3, 3), (1, 3, 2, 2), 'no multiple of the 3 groups'),
     ],

@@ -1,8 +1,8 @@
 """neighborhood_attention's compiled kernels against its literal definition."""
 
-from helpers import cuda_on_host
 import pytest
 import torch
+from helpers import cuda_on_host
 from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -72,8 +72,7 @@ PADDING[[2, 3, 7, 12, 13, 14, 15]] = True  # of two families a part, of one all
 @pytest.mark.parametrize('padding', [None, PADDING], ids=['whole', 'padded'])
 @pytest.mark.parametrize('topk', [None, 1, 5, 12, 99])
 @pytest.mark.parametrize('with_scores', [False, True], ids='BA')
-def test_definition_query_by_query(monkeypatch, level, padding, topk, with_scores):
-    monkeypatch.setattr(quadtree, '_NUMBERS_AT_A_TIME', 1)  # one parent at a time
+def test_definition_query_by_query(level, padding, topk, with_scores):
     inputs = make(with_scores=with_scores)
     leaves = [t for t in inputs.values() if t.requires_grad]
     results = []

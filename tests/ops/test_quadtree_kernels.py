@@ -1,8 +1,8 @@
 """quadtree_level's compiled kernels against its literal definition."""
 
-from helpers import cuda_on_host
 import pytest
 import torch
+from helpers import cuda_on_host
 from helpers.comparison import EPS, Draw, assert_agree, exact, results, rounding
 
 from mmattn.ops import quadtree_level, quadtree_level_reference

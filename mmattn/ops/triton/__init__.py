@@ -3,7 +3,8 @@
 import torch
 
 from .deform_attention import deform_attention_backward, deform_attention_forward
-from .window_attention import window_attention_backward, window_attention_forward
+from .window_backward import window_attention_backward
+from .window_forward import window_attention_forward
 
 __all__ = [
     'deform_attention_backward',

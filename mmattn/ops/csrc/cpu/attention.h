@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 constexpr int64_t QUERY_TILE = 32, KEY_TILE = 256;
@@ -197,4 +197,4 @@ void sum_parts(const A* parts, int64_t count, int64_t size, T* to) {
 }
 
 }  // namespace
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace mmattn

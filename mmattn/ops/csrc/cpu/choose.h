@@ -1,12 +1,13 @@
 // The greatest of some numbers, sorted, the lower place first among equals.
 #pragma once
 
+#include "../common.h"
 #include "vec.h"
 
 #include <algorithm>
 #include <bit>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 template <class A>
@@ -138,4 +139,4 @@ class Choice {
 };
 
 }  // namespace
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace mmattn

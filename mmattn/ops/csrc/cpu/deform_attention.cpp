@@ -1,9 +1,7 @@
 // deform_attention: attention to sampled keys, its bias read from a table at the displacements on the way.
-#include "operators.h"
-
 #include "attention.h"
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 // Queries of a forward task.
@@ -179,8 +177,6 @@ class PositionBias {
   View<const A, 2> grid_, positions_;
 };
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> deform_attention(
     const Tensor& q_,
     const Tensor& k_,
@@ -315,4 +311,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
       torch::stable::sum(position_parts, heads)};
 }
 
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace
+}  // namespace mmattn
+
+STABLE_TORCH_LIBRARY_IMPL(mmattn, CPU, m) {
+  m.impl("deform_attention", TORCH_BOX(&mmattn::deform_attention));
+  m.impl("deform_attention_backward", TORCH_BOX(&mmattn::deform_attention_backward));
+}

@@ -1,10 +1,9 @@
 // deform_sample: a map read bilinearly, each group of channels at its own positions.
 #include "../bilinear.h"
-#include "operators.h"
 
 #include <algorithm>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 // Channels that one task takes: the work is cut by the shapes alone, so that results do not depend on threads.
@@ -66,8 +65,6 @@ void with_channel_stride(int64_t stride, const F& f) {
   else
     f(stride);
 }
-
-}  // namespace
 
 Tensor deform_sample(const Tensor& x, const Tensor& positions) {
   const Shape s(x, positions);
@@ -176,4 +173,10 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
   return {torch::stable::to(dx, x.scalar_type()), torch::stable::sum(shares, over)};
 }
 
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace
+}  // namespace mmattn
+
+STABLE_TORCH_LIBRARY_IMPL(mmattn, CPU, m) {
+  m.impl("deform_sample", TORCH_BOX(&mmattn::deform_sample));
+  m.impl("deform_sample_backward", TORCH_BOX(&mmattn::deform_sample_backward));
+}

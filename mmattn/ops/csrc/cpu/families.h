@@ -9,7 +9,7 @@
 
 #include <utility>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 constexpr int PAIRS = FAMILY * FAMILY;
@@ -254,4 +254,4 @@ void softmax(A* numbers, int64_t families, bool each_family) {
 }
 
 }  // namespace
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace mmattn

@@ -1,11 +1,12 @@
 // Small matrix products in cache, which attention's tiles are made of.
 #pragma once
 
+#include "../common.h"
 #include "vec.h"
 
 #include <algorithm>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 // Rows and vectors of the result that are kept in registers.
@@ -96,4 +97,4 @@ void gemm(
 }
 
 }  // namespace
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace mmattn

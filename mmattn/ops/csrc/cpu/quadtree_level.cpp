@@ -1,11 +1,10 @@
 // quadtree_level: four sibling queries attend to the children of the keys that their parent has kept.
 #include "choose.h"
 #include "families.h"
-#include "operators.h"
 
 #include <atomic>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 // Parents that a thread takes at least.
@@ -80,8 +79,6 @@ void scale_families(A* numbers, const View<const A, 4>& scores, const QuadtreeSh
     for (int n = 0; n < PAIRS; ++n) numbers[i * PAIRS + n] *= score;
   }
 }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
     const Tensor& queries_in,
@@ -306,4 +303,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
   return out.returned(values.scalar_type());
 }
 
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace
+}  // namespace mmattn
+
+STABLE_TORCH_LIBRARY_IMPL(mmattn, CPU, m) {
+  m.impl("quadtree_level", TORCH_BOX(&mmattn::quadtree_level));
+  m.impl("quadtree_level_backward", TORCH_BOX(&mmattn::quadtree_level_backward));
+}

@@ -8,7 +8,7 @@
 #include <new>
 #include <type_traits>
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 #if defined(__AVX512F__)
@@ -139,4 +139,4 @@ inline A max_of_lanes(Vec<A> v) {
 }
 
 }  // namespace
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace mmattn

@@ -1,9 +1,7 @@
 // window_attention: softmax attention within the windows of a map, read and written in place.
-#include "operators.h"
-
 #include "attention.h"
 
-namespace mmattn::MMATTN_ISA {
+namespace mmattn {
 namespace {
 
 // What Swin adds to the scores of tokens that the cyclic shift brought into one window.
@@ -122,8 +120,6 @@ Inputs<T> inputs_of(
       view<const T, 2>(pad_v),
       s};
 }
-
-}  // namespace
 
 std::tuple<Tensor, Tensor> window_attention(
     const Tensor& q_,
@@ -311,4 +307,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
   return {dq, dk, dv, dbias, dpad_k, dpad_v};
 }
 
-}  // namespace mmattn::MMATTN_ISA
+}  // namespace
+}  // namespace mmattn
+
+STABLE_TORCH_LIBRARY_IMPL(mmattn, CPU, m) {
+  m.impl("window_attention", TORCH_BOX(&mmattn::window_attention));
+  m.impl("window_attention_backward", TORCH_BOX(&mmattn::window_attention_backward));
+}
