@@ -27,6 +27,7 @@ LEAVES = sorted(
 ENTRIES = entries()
 ABLATIONS = [name for name in LEAVES if '/ablations/' in name]
 REGULAR = [name for name in ENTRIES if name not in ABLATIONS]
+TABLES = ('relative_position_bias_table', 'position_bias.table')
 NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
@@ -226,20 +227,23 @@ def test_no_weight_decay_on_norms_and_bias_tables(name):
     model = build(cfg)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    tables = {name for name in names.values() if name.endswith(TABLES)}
+    assert tables
     decay = cfg.optim_wrapper.optimizer.weight_decay
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
     decays = {id(p): group['weight_decay'] for group in groups for p in group['params']}
     assert decays.keys() == names.keys()
     for key, found in decays.items():
-        free = key in norms or names[key].endswith(('relative_position_bias_table', 'rpe_table'))
+        free = key in norms or names[key] in tables
         if 'imagenet' in name:
             # Nor on biases and layer scales.
             free = free or dict(model.named_parameters())[names[key]].ndim == 1
         assert found == (0 if free else decay), names[key]
 
 
-def test_dino_trains_the_bias_tables_at_the_rate_of_the_backbone():
-    cfg = read('gcvit/dino_gcvit_l_coco.py')
+@pytest.mark.parametrize('name', ['gcvit/dino_gcvit_l_coco.py', 'dat/dino_dat_tpp_12e_coco.py'])
+def test_dino_trains_the_bias_tables_at_the_rate_of_the_backbone(name):
+    cfg = read(name)
     groups = build_optim_wrapper(build(cfg), cfg.optim_wrapper).optimizer.param_groups
     assert {(g['lr'], g['weight_decay']) for g in groups} == {(1e-4, 1e-4), (1e-5, 1e-4), (1e-5, 0)}
     assert cfg.model.neck.num_outs == 4

@@ -11,10 +11,10 @@ test_evaluator = val_evaluator
 # If two keys match a parameter, the longer one alone applies, so the backbone's rate is repeated.
 optim_wrapper = dict(
     paramwise_cfg=dict(
-        custom_keys=dict(
-            relative_position_bias_table=dict(lr_mult=0.1, decay_mult=0.0),
-            rpe_table=dict(lr_mult=0.1, decay_mult=0.0),
-        )
+        custom_keys={
+            'relative_position_bias_table': dict(lr_mult=0.1, decay_mult=0.0),
+            'position_bias.table': dict(lr_mult=0.1, decay_mult=0.0),
+        }
     )
 )
 param_scheduler = [

@@ -10,9 +10,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys=dict(
-            relative_position_bias_table=dict(decay_mult=0.0), rpe_table=dict(decay_mult=0.0)
-        ),
+        custom_keys={
+            'relative_position_bias_table': dict(decay_mult=0.0),
+            'position_bias.table': dict(decay_mult=0.0),
+        },
     ),
 )
 param_scheduler = [dict(type='PolyLR', power=0.9, eta_min=0.0, by_epoch=False, begin=0, end=80000)]

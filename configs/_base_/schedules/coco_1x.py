@@ -8,9 +8,10 @@ optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
-        custom_keys=dict(
-            relative_position_bias_table=dict(decay_mult=0.0), rpe_table=dict(decay_mult=0.0)
-        ),
+        custom_keys={
+            'relative_position_bias_table': dict(decay_mult=0.0),
+            'position_bias.table': dict(decay_mult=0.0),
+        },
     ),
 )
 default_hooks = _base_.training_hooks
