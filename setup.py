@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot express: the compiled operators, and configs/ and tools/ in the package.
+"""Build of the compiled operators, and of configs/ and tools/ inside the package.
 
 One library for each CPU instruction set and, where nvcc is found, one for CUDA, in ``mmattn/ops``.
 They need LibTorch's stable ABI and nothing of Python, so that one build serves every Python >= 3.10

@@ -22,10 +22,10 @@ _BACKWARD_PRODUCTS, _FORWARD_PRODUCTS = 5, 2
 class Operator:
     """The operator ``mmattn::name`` and its gradient ``mmattn::name_backward``.
 
-    Creating one registers both; their kernels are in the compiled libraries. The gradient's operator
-    takes the gradients of the differentiable outputs, then the operator's arguments, then those of
-    its outputs that are saved, and returns the gradients of the arguments in ``gradients``. It has
-    no derivative.
+    Creating one registers both; their kernels are in the compiled libraries. The gradient's
+    operator takes the gradients of the differentiable outputs, then the operator's arguments, then
+    those of its outputs that are saved, and returns the gradients of the arguments in
+    ``gradients``. It has no derivative.
 
     Attributes:
         name: of the operator.

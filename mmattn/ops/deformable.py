@@ -230,9 +230,9 @@ Operator(
 )
 
 
-# Gradients of deform_attention by table and positions on CUDA; there, those by q, k and v are Triton
-# kernels, while the CPU kernel computes all of them at once. `lse` is the log-sum-exp of the scores,
-# (B, heads, Nq); it, table, query_grid and key_positions are in the accumulating dtype. Not
+# Gradients of deform_attention by table and positions on CUDA; there, those by q, k and v are
+# Triton kernels, while the CPU kernel computes all of them at once. `lse` is the log-sum-exp of the
+# scores, (B, heads, Nq); it, table, query_grid and key_positions are in the accumulating dtype. Not
 # deterministic: it adds atomically.
 torch.library.define(
     'mmattn::deform_bias_backward',

@@ -109,7 +109,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, rpb: Tensor, kernel_size: int) -> No
         raise ValueError(f'q must have at least one channel a head, got {tuple(q.shape)}')
     if any(n < kernel_size for n in q.shape[1:3]):
         raise ValueError(
-            f'a map of {q.shape[1]} x {q.shape[2]} is smaller than kernel_size {kernel_size}; pad it'
+            f'q must be at least kernel_size {kernel_size} high and wide, '
+            f'got a map of {q.shape[1]} x {q.shape[2]}; pad it'
         )
     offsets = 2 * kernel_size - 1
     check_shape('rpb', rpb, 'heads N N', (q.shape[3], offsets, offsets))

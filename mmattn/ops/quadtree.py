@@ -89,7 +89,8 @@ def quadtree_level(
         queries: (B, P, 4, heads, d), the children of P query tokens.
         keys: (B, M, heads, d), in quad order.
         values: (B, M, heads, d), in quad order.
-        parents: indices of the keys kept by the P query tokens, int64 (B, P, K, heads), below M / 4.
+        parents: indices of the keys kept by the P query tokens, int64 (B, P, K, heads), below M /
+            4.
         topk: candidates that each query keeps, those of highest probability, at most all; None at
             the finest level: nothing is chosen.
         parent_scores: type A's scores of ``parents``, (B, P, K, heads), at least float32.
@@ -261,7 +262,7 @@ def _children(tokens: Tensor, parents: Tensor) -> Tensor:
 
 
 def _softmax(scores: Tensor, padding: Tensor | None) -> Tensor:
-    """Over the last dimension, in float32 or more; 0 for the padding, even where there is nothing else."""
+    """Softmax over the last dimension, at least in float32; the padding gets 0, even alone."""
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if padding is None:
         return scores.softmax(-1)

@@ -1,4 +1,4 @@
-"""Window attention on a map: Swin's windows (arXiv 2103.14030), GC ViT's shared query (2206.09959)."""
+"""Window attention, local (Swin, arXiv 2103.14030) or with a shared query (GC ViT, 2206.09959)."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _join(x: Tensor, height: int, width: int, window_size: int) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, window_size: int, shift: int, like: Tensor) -> Tensor:
-    """(windows, 1, N, N): -100 between tokens of a window that are no neighbors in the map, else 0."""
+    """(windows, 1, N, N): -100 for tokens of a window from different regions of the map, else 0."""
     rows, columns = (_region(n, window_size, shift, like.device) for n in (height, width))
     region = 3 * rows[:, None] + columns
     region = _partition(region[None, :, :, None, None], window_size).flatten(1)
@@ -171,7 +171,7 @@ def _shift_mask(height: int, width: int, window_size: int, shift: int, like: Ten
 
 
 def _region(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """(size,): 0 in whole windows, 1 and 2 in the two parts that the shift joins in the last one."""
+    """(size,): 0 in whole windows, 1 and 2 in the parts that the shift joins in the last one."""
     index = torch.arange(size, device=device)
     return (index >= size - window_size).long() + (index >= size - shift).long()
 

@@ -1,6 +1,6 @@
-// A stand-in for CUDA that runs kernels on the CPU: a block's threads are fibres, one after another.
+// A stand-in for CUDA that runs kernels on the CPU: a block's threads are fibers, one after another.
 //
-// A fibre runs until it ends or waits for others at a barrier or in a warp exchange; then the next one
+// A fiber runs until it ends or waits for others at a barrier or in a warp exchange; then the next one
 // runs. That checks the kernels' arithmetic, indices and barriers, not their races or their speed.
 #pragma once
 
@@ -36,7 +36,7 @@ namespace cuda_on_host {
 constexpr int WARP_LANES = 32;
 constexpr size_t STACK_BYTES = 128 * 1024;
 
-struct Fibre {
+struct Fiber {
   ucontext_t first;  // where it begins
   jmp_buf context;  // where it goes on; changing to it takes no system call
   bool begun = false;
@@ -47,7 +47,7 @@ struct Fibre {
 };
 
 struct Block {
-  std::vector<Fibre> fibres;
+  std::vector<Fiber> fibers;
   jmp_buf scheduler;
   size_t current = 0;
   std::function<void()> body;
@@ -58,22 +58,22 @@ struct Block {
 inline Block block;
 
 inline void yield() {
-  if (_setjmp(block.fibres[block.current].context) == 0) _longjmp(block.scheduler, 1);
+  if (_setjmp(block.fibers[block.current].context) == 0) _longjmp(block.scheduler, 1);
 }
 
-inline void resume(Fibre& fibre) {
+inline void resume(Fiber& fiber) {
   if (_setjmp(block.scheduler) != 0) return;
-  if (fibre.begun) _longjmp(fibre.context, 1);
-  fibre.begun = true;
-  setcontext(&fibre.first);
+  if (fiber.begun) _longjmp(fiber.context, 1);
+  fiber.begun = true;
+  setcontext(&fiber.first);
 }
 
 // Waits until all threads of [first, last) that have not ended have reached the barrier.
-inline void wait(size_t first, size_t last, int64_t Fibre::* reached) {
-  const int64_t mine = ++(block.fibres[block.current].*reached);
+inline void wait(size_t first, size_t last, int64_t Fiber::* reached) {
+  const int64_t mine = ++(block.fibers[block.current].*reached);
   const auto all_there = [&] {
     for (size_t i = first; i < last; ++i)
-      if (!block.fibres[i].ended && block.fibres[i].*reached < mine) return false;
+      if (!block.fibers[i].ended && block.fibers[i].*reached < mine) return false;
     return true;
   };
   while (!all_there()) yield();
@@ -81,7 +81,7 @@ inline void wait(size_t first, size_t last, int64_t Fibre::* reached) {
 
 inline void warp_wait() {
   const size_t first = block.current / WARP_LANES * WARP_LANES;
-  wait(first, std::min(first + WARP_LANES, block.fibres.size()), &Fibre::warp_barriers);
+  wait(first, std::min(first + WARP_LANES, block.fibers.size()), &Fiber::warp_barriers);
 }
 
 // The value that another lane of the warp gave to the same call.
@@ -93,7 +93,7 @@ V exchange(V value, int lane) {
   std::memcpy(&bits, &value, sizeof(V));
   block.exchanged[block.current] = bits;
   warp_wait();
-  const size_t from = std::min(first + lane, block.fibres.size() - 1);
+  const size_t from = std::min(first + lane, block.fibers.size() - 1);
   bits = block.exchanged[from];
   std::memcpy(&value, &bits, sizeof(V));
   warp_wait();
@@ -106,7 +106,7 @@ auto over_warp(uint64_t value, const F& f) {
   const size_t first = block.current / WARP_LANES * WARP_LANES;
   block.exchanged[block.current] = value;
   warp_wait();
-  const int lanes = static_cast<int>(std::min<size_t>(WARP_LANES, block.fibres.size() - first));
+  const int lanes = static_cast<int>(std::min<size_t>(WARP_LANES, block.fibers.size() - first));
   const auto result = f(&block.exchanged[first], lanes);
   warp_wait();
   return result;
@@ -116,29 +116,29 @@ inline int lane() { return static_cast<int>(block.current % WARP_LANES); }
 
 inline void enter() {
   block.body();
-  block.fibres[block.current].ended = true;
+  block.fibers[block.current].ended = true;
   block.exchanged[block.current] = 0;  // its vote, should the others go on voting
   yield();
 }
 
 inline void run_block() {
-  for (Fibre& fibre : block.fibres) {
-    fibre.ended = fibre.begun = false;
-    fibre.block_barriers = fibre.warp_barriers = 0;
-    getcontext(&fibre.first);
-    fibre.first.uc_stack.ss_sp = fibre.stack.data();
-    fibre.first.uc_stack.ss_size = fibre.stack.size();
-    fibre.first.uc_link = nullptr;  // enter() does not return
-    makecontext(&fibre.first, enter, 0);
+  for (Fiber& fiber : block.fibers) {
+    fiber.ended = fiber.begun = false;
+    fiber.block_barriers = fiber.warp_barriers = 0;
+    getcontext(&fiber.first);
+    fiber.first.uc_stack.ss_sp = fiber.stack.data();
+    fiber.first.uc_stack.ss_size = fiber.stack.size();
+    fiber.first.uc_link = nullptr;  // enter() does not return
+    makecontext(&fiber.first, enter, 0);
   }
   for (bool waiting = true; waiting;) {
     waiting = false;
-    for (block.current = 0; block.current < block.fibres.size(); ++block.current) {
-      Fibre& fibre = block.fibres[block.current];
-      if (fibre.ended) continue;
-      threadIdx = fibre.thread;
-      resume(fibre);
-      waiting = waiting || !fibre.ended;
+    for (block.current = 0; block.current < block.fibers.size(); ++block.current) {
+      Fiber& fiber = block.fibers[block.current];
+      if (fiber.ended) continue;
+      threadIdx = fiber.thread;
+      resume(fiber);
+      waiting = waiting || !fiber.ended;
     }
   }
 }
@@ -147,7 +147,7 @@ inline void run_block() {
 
 inline void __syncthreads() {
   using namespace cuda_on_host;
-  wait(0, block.fibres.size(), &Fibre::block_barriers);
+  wait(0, block.fibers.size(), &Fiber::block_barriers);
 }
 inline void __syncwarp(unsigned = 0xffffffffu) { cuda_on_host::warp_wait(); }
 
@@ -217,12 +217,12 @@ void launch(
     std::fprintf(stderr, "cuda_on_host: a launch that no GPU takes\n");
     std::abort();
   }
-  host::block.fibres.resize(threads);
+  host::block.fibers.resize(threads);
   host::block.exchanged.resize(threads);
   host::block.shared.resize(shared_bytes);
   for (size_t i = 0; i < threads; ++i) {
     const unsigned n = static_cast<unsigned>(i);
-    host::block.fibres[i].thread = dim3(n % block.x, n / block.x % block.y, n / block.x / block.y);
+    host::block.fibers[i].thread = dim3(n % block.x, n / block.x % block.y, n / block.x / block.y);
   }
   blockDim = block;
   gridDim = grid;

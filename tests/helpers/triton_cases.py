@@ -108,7 +108,7 @@ def gradient_like(out, special):
 
 
 def differentiate(function, inputs, grad, count):
-    """The literal definition and its gradients in float64."""
+    """The reference and its gradients in float64."""
     inputs = [t.double().requires_grad_(i < count) for i, t in enumerate(inputs)]
     out = function(*inputs)
     gradients = torch.autograd.grad(out, inputs[:count], grad.double(), allow_unused=True)

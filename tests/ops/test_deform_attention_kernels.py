@@ -1,4 +1,4 @@
-"""deform_attention's compiled kernels against its literal definition."""
+"""deform_attention's compiled kernels against the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""deform_attention's gradients by table and positions on CUDA, against those of its literal definition."""
+"""deform_attention's gradients by table and positions on CUDA, against those of the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""deform_sample's compiled kernels against its literal definition."""
+"""deform_sample's compiled kernels against the reference."""
 
 import pytest
 import torch

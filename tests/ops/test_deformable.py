@@ -8,7 +8,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_sampling_at_cell_centres_reads_the_cells():
+def test_sampling_at_cell_centers_reads_the_cells():
     x = draw(2, 6, 3, 5)
     y, x_ = torch.meshgrid(torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 5), indexing='ij')
     positions = torch.stack([y, x_], -1).flatten(0, 1).double().expand(2, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The operators on a GPU against their literal definitions; skipped where there is none, as in CI.
+"""The operators on a GPU against the references; skipped where there is none, as in CI.
 
 The same kernels are run and compiled without a GPU in test_*_kernels.py and test_triton.py.
 """

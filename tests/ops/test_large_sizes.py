@@ -1,4 +1,4 @@
-"""Tensors of more than 2**31 elements, of which only what is read is ever touched and takes memory."""
+"""Tensors of more than 2**31 elements, of which only what is read takes memory."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""neighborhood_attention's compiled kernels against its literal definition."""
+"""neighborhood_attention's compiled kernels against the reference."""
 
 import pytest
 import torch

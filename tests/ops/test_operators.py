@@ -1,4 +1,4 @@
-"""What holds for every compiled operator: its registration, its refusals, and which implementation serves."""
+"""Properties of every compiled operator: registration, refusals, choice of the implementation."""
 
 import os
 import subprocess
@@ -109,7 +109,7 @@ def test_second_derivative_is_refused(name):
 
 # Not deform_sample's: that of grid_sample came with a later torch than the oldest that is accepted.
 @pytest.mark.parametrize('name', [name for name in OPERATORS if name != 'deform_sample'])
-def test_literal_definition_has_a_second_derivative(name, monkeypatch):
+def test_reference_has_a_second_derivative(name, monkeypatch):
     monkeypatch.setenv('MMATTN_OPS', 'reference')
     function, tensors = on_tensors(name, inputs_of(name, batch=1))
     if name == 'deform_attention':  # likewise by table and positions
@@ -162,7 +162,7 @@ def test_flops_are_those_of_the_definition(name, monkeypatch):
 
 @each
 def test_autocast_keeps_positions_and_biases(name):
-    """Features are cast, positions, tables and biases are not: the result is as exact as bfloat16 features."""
+    """Features are cast, positions, tables and biases are not: errors are those of bfloat16."""
     inputs = inputs_of(name, torch.float32)
     with torch.autocast('cpu', torch.bfloat16):
         low = first(getattr(ops, name)(**inputs))

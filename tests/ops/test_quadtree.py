@@ -36,7 +36,7 @@ def softmax(scores, outside):
 
 
 def query_by_query(queries, keys, values, parents, topk, parent_scores=None, padding=None):
-    """A level's definition once more, as loops over the queries and candidates of a single head's vectors."""
+    """A level by loops over the queries and candidates of a single head."""
     batch, count, _, heads, d = queries.shape
     messages, indices, scores = torch.zeros_like(queries), [], []
     for b, i, c, h in torch.cartesian_prod(*map(torch.arange, (batch, count, 4, heads))).tolist():

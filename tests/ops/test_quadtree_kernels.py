@@ -1,4 +1,4 @@
-"""quadtree_level's compiled kernels against its literal definition."""
+"""quadtree_level's compiled kernels against the reference."""
 
 import pytest
 import torch
@@ -50,7 +50,9 @@ def candidates_of(inputs):
 
 
 def check(actual, inputs, message):
-    """Against the definition in float64. Where rounding has decided otherwise between almost equal candidates,
+    """Compare with the reference in float64.
+
+    Where rounding has decided otherwise between almost equal candidates,
     those that are kept must be as good; type A's messages are others then."""
     dtype = inputs['values'].dtype
     expected = results(quadtree_level_reference, exact(inputs), GRADIENTS)

@@ -1,4 +1,4 @@
-"""The Triton kernels, on machines without a GPU: interpreted for their values, compiled for what GPUs accept."""
+"""Triton kernels without a GPU: interpreted for their values, compiled for three GPUs."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ VALUES = [
 
 
 class Run:
-    """The cases of one process, which has been started and is waited for where a result is asked for."""
+    """Cases of one process, which runs until a result is asked for."""
 
     def __init__(self, *arguments, **environment):
         self.process = subprocess.Popen(
@@ -63,9 +63,10 @@ def runs(tmp_path_factory):
         run.process.wait()
 
 
-# bfloat16 is only compiled below: the interpreter's tl.dot of it is wrong (Triton 3.7.1), others are right.
+# bfloat16 is only compiled below: the interpreter's tl.dot of it is wrong (Triton 3.7.1), others
+# are right.
 @pytest.mark.parametrize('name', VALUES)
-def test_values_and_gradients_are_the_literal_ones(runs, name):
+def test_values_and_gradients_are_those_of_the_reference(runs, name):
     runs['values'].check(name)
 
 

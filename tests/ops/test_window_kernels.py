@@ -1,4 +1,4 @@
-"""window_attention's compiled kernels against its literal definition."""
+"""window_attention's compiled kernels against the reference."""
 
 import pytest
 import torch

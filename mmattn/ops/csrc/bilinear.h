@@ -1,4 +1,5 @@
-// Bilinear reading of a map at a position in [-1, 1], align_corners, zeros outside: grid_sample's convention.
+// Bilinear reading of a map at a position in [-1, 1], align_corners, zeros outside: grid_sample's
+// convention.
 #pragma once
 
 #include "common.h"

@@ -1,4 +1,4 @@
-// What the kernels of all operators share, on any device: dtypes and strided tensors.
+// Shared by the kernels of all operators on all devices: dtypes and strided tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -23,7 +23,7 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// In what values of type T are accumulated.
+// Type in which values of type T are accumulated.
 template <class T>
 using Accumulate = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -55,7 +55,7 @@ auto dispatch(ScalarType dtype, F&& f) {
   }
 }
 
-// A tensor of D dimensions as a kernel sees it. Sizes are the caller's to know.
+// Non-owning D-dimensional view: data pointer and strides, no sizes.
 template <class T, int D>
 struct View {
   T* data;
@@ -80,7 +80,7 @@ View<T, D> view(const Tensor& x) {
   return result;
 }
 
-// x itself, or a copy, whose last dimension lies in one piece.
+// x, or a copy of it, with a contiguous last dimension.
 inline Tensor with_dense_rows(const Tensor& x) {
   const int64_t last = x.dim() - 1;
   return x.size(last) <= 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);

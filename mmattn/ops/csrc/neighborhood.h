@@ -13,8 +13,8 @@ C10_HOST_DEVICE inline int64_t window_start(int64_t i, int64_t n, int64_t kernel
 
 // The first and the last token whose window has token j. Those between have it too.
 //
-// A token among the first `kernel` is in the window of every token before it, as those windows do not
-// move; so it is with the last ones.
+// A token among the first `kernel` is in the window of every token before it, as those windows do
+// not move; so it is with the last ones.
 C10_HOST_DEVICE inline int64_t first_attending(int64_t j, int64_t kernel) {
   return j < kernel ? 0 : j - kernel / 2;
 }

@@ -38,7 +38,7 @@ struct QuadtreeShape {
   }
 };
 
-// Which image, head and parent an item is; items of a head are neighbours, as their keys are.
+// Which image, head and parent an item is; items of a head are neighbors, as their keys are.
 struct QuadtreeItem {
   int64_t b, h, p;
 
@@ -96,7 +96,8 @@ struct QuadtreeGradients {
   }
 };
 
-// A view of a tensor that may not be there, or that is empty in place of that: then its data is null.
+// A view of a tensor that may not be there, or that is empty in place of that: then its data is
+// null.
 template <class T, int D>
 View<T, D> optional_view(const Tensor& x) {
   return x.dim() == D ? view<T, D>(x) : View<T, D>{};

@@ -1,6 +1,7 @@
 """Triton kernels of window and deformable attention; importing this needs triton."""
 
 import torch
+from torch import Tensor
 
 from .deform_attention import deform_attention_backward, deform_attention_forward
 from .window_backward import window_attention_backward
@@ -16,7 +17,7 @@ __all__ = [
 
 
 def register(device: str) -> None:
-    """Make these the operators' kernels for a device: 'CUDA', or 'CPU' where Triton only interprets them."""
+    """Register the kernels for a device: 'CUDA', or 'CPU' if Triton interprets them."""
     for name, kernel in {
         'deform_attention': deform_attention_forward,
         'deform_attention_backward': _deform_attention_backward,
@@ -26,14 +27,36 @@ def register(device: str) -> None:
         torch.library.impl(f'mmattn::{name}', device)(kernel)
 
 
-def _window_attention_backward(grad, q, k, v, bias, pad_k, pad_v, window_size, shift, out, lse):
-    return window_attention_backward(
-        grad, q, k, v, bias, pad_k, pad_v, out, lse, window_size, shift
-    )
+def _window_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    pad_k: Tensor,
+    pad_v: Tensor,
+    window_size: int,
+    shift: int,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, ...]:
+    inputs = (q, k, v, bias, pad_k, pad_v)
+    return window_attention_backward(grad, *inputs, out, lse, window_size, shift)
 
 
-def _deform_attention_backward(grad, q, k, v, table, query_grid, key_positions, scale, out, lse):
-    """The gradients by table and positions come from a kernel of their own, in CUDA."""
+def _deform_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    table: Tensor,
+    query_grid: Tensor,
+    key_positions: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients, those by table and positions from the CUDA kernel."""
     forward = (q, k, v, table, query_grid, key_positions, out, lse, scale)
     by_position = torch.ops.mmattn.deform_bias_backward(grad, *forward)
     return (*deform_attention_backward(grad, *forward), *by_position)

@@ -25,7 +25,7 @@ SHIFT_MASK = tl.constexpr(-100.0)
 
 
 class WindowLaunch:
-    """What all kernels of one call have in common.
+    """Sizes and constants of all kernels of one call.
 
     Attributes:
         windows: windows of the batch.
@@ -67,8 +67,10 @@ class WindowLaunch:
         )
 
     def bias(self, bias: Tensor) -> Tensor:
-        """The bias, or its transpose, times LOG2E, each row filled up to whole tiles with -inf: what is beyond the
-        window gets no weight, and rows of odd windows are aligned for wide loads."""
+        """The bias, or its transpose, times LOG2E, rows padded to whole tiles with -inf.
+
+        Keys beyond the window get no weight, and rows of odd windows are aligned for wide loads.
+        """
         beyond = self.tiles * self.constants['BLOCK'] - bias.shape[2]
         return F.pad(bias * LOG2E.value, (0, beyond), value=float('-inf')).contiguous()
 
@@ -78,21 +80,24 @@ class WindowLaunch:
 
     @staticmethod
     def strided(*maps: Tensor) -> Iterator[Any]:
-        """Maps as the kernels take them: each with its strides of image, row, column and head."""
+        """Each map followed by its strides of image, row, column and head."""
         for x in maps:
             yield from (x, x.stride()[:4])
 
 
 def heads_of(*tokens: Tensor) -> Iterator[Any]:
-    """Tokens (heads, d) as the kernels take them: each with its stride of heads."""
+    """Each tensor (heads, d) followed by its stride of heads."""
     for x in tokens:
         yield from (x, x.stride(0))
 
 
 @triton.jit
 def program(tiles, batch, height, width, WINDOW: tl.constexpr):
-    """Head, tile and window (counted through the batch) of this program. The tile changes first and the head
-    last: programs that run at once share the tokens of few windows and the bias of one head."""
+    """Head, tile and window (counted through the batch) of this program.
+
+    The tile changes first and the head last: programs that run at once share the tokens of few
+    windows and the bias of one head.
+    """
     windows = batch * tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
     tile, pair = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     return pair // windows, tile, pair % windows
@@ -100,8 +105,7 @@ def program(tiles, batch, height, width, WINDOW: tl.constexpr):
 
 @triton.jit
 def _window(index, height, width, WINDOW: tl.constexpr):
-    """Image, and row and column of windows, of a window counted through the batch; and the size of the padded
-    map, in tokens."""
+    """Image, row and column of a window, and height and width of the padded map in tokens."""
     window_rows, window_columns = tl.cdiv(height, WINDOW), tl.cdiv(width, WINDOW)
     column = index % window_columns
     row = (index // window_columns) % window_rows
@@ -111,8 +115,10 @@ def _window(index, height, width, WINDOW: tl.constexpr):
 
 @triton.jit
 def place(n, index, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
-    """Where token n of a window lies: image, row and column; whether that is in the map (or is padding, or n is
-    beyond the window); and which of the regions that the shift has brought together it belongs to."""
+    """Image, row and column of token n of a window; if it is inside the map; its shift region.
+
+    Padding, and n beyond the window, is not inside.
+    """
     image, row, column, rows, columns = _window(index, height, width, WINDOW)
     y, x = row * WINDOW + n // WINDOW, column * WINDOW + n % WINDOW
     region = 2 * (y >= rows - SHIFT).to(tl.int32) + (x >= columns - SHIFT).to(tl.int32)
@@ -124,14 +130,14 @@ def place(n, index, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def rows(x, strides, image, row, column, head):
-    """Where the tokens of a map at (row, column) begin."""
+    """Addresses of the tokens of a map at (row, column)."""
     x += image * strides[0] + head.to(tl.int64) * strides[3]
     return x + row * strides[1] + column * strides[2]
 
 
 @triton.jit
 def query_rows(q, strides, image, n, y, x, head, WINDOW: tl.constexpr, SHARED_QUERY: tl.constexpr):
-    """Where the queries of a window's tokens n begin, which lie at (y, x) of the map."""
+    """Addresses of the queries of a window's tokens n, which are at (y, x) of the map."""
     if SHARED_QUERY:
         y, x = (n // WINDOW).to(tl.int64), (n % WINDOW).to(tl.int64)
     return rows(q, strides, image, y, x, head)
@@ -139,8 +145,10 @@ def query_rows(q, strides, image, n, y, x, head, WINDOW: tl.constexpr, SHARED_QU
 
 @triton.jit
 def load_bias(bias, head, row, column, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of what :meth:`WindowLaunch.bias` makes. Rows beyond the window repeat the last one: these tokens get
-    scores like others, and what comes of them is not stored."""
+    """Load a tile of :meth:`WindowLaunch.bias`.
+
+    Rows beyond the window repeat the last one; results of such tokens are not stored.
+    """
     N: tl.constexpr = WINDOW * WINDOW
     ROW: tl.constexpr = tl.cdiv(N, BLOCK) * BLOCK
     return tl.load(bias + (head * N + tl.minimum(row, N - 1)) * ROW + column)
@@ -152,7 +160,7 @@ def load_keys(
     image, n, y, x, inside, head,
     WINDOW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of a window's tokens n, which are at (y, x); padding where not inside the map.
+    """Load keys and values of a window's tokens n, at (y, x); the padding's if not inside.
 
     The address is selected, not the value, so that tiles reach shared memory without registers.
     """

@@ -1,8 +1,8 @@
-"""Deformable attention in Triton: tiles with online softmax, the bias sampled where a tile needs it.
+"""Deformable attention in Triton: tiles with online softmax, the bias sampled for each tile.
 
-The tiling, and scores that the backward pass makes again from the log-sum-exp instead of reading them, are
-FlashAttention's (arXiv 2205.14135); the attention and its bias DAT's (2201.00520, section 3.2). Nothing of the
-size queries x keys is in memory.
+The tiling, and recomputing scores from the log-sum-exp in the backward pass, are
+FlashAttention's (arXiv 2205.14135); the attention and its bias DAT's (2201.00520, section
+3.2). Nothing of the size queries x keys is in memory.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ def deform_attention_forward(
     key_positions: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(scale q k^T + bias) v`` with a bias read from a table, as ``mmattn.ops.deform_attention``.
+    """``softmax(scale q k^T + bias) v`` as ``mmattn.ops.deform_attention``.
 
     Args:
-        q: queries, (B, heads, Nq, d). Any strides but the last, as k and v; float16, bfloat16, float32 or
-            float64, all alike.
+        q: queries, (B, heads, Nq, d). Any strides but the last, as k and v; float16, bfloat16,
+            float32 or float64, all alike.
         k: keys, (B, heads, Nk, d).
         v: values, (B, heads, Nk, d).
-        table: (heads, Th, Tw), the bias for displacements from -2 to 2 in y and x; float32, float64 for
-            float64 inputs, as the next two.
-        query_grid: (Nq, 2), where the queries stand, as (y, x).
+        table: (heads, Th, Tw), the bias for displacements from -2 to 2 in y and x; float32, float64
+            for float64 inputs, as the next two.
+        query_grid: (Nq, 2), positions of the queries, as (y, x).
         key_positions: (B, G, Nk, 2), where the keys were sampled; head i belongs to group
             ``i // (heads / G)``.
         scale: of the scores.
 
     Returns:
-        The attention, (B, heads, Nq, d) in the dtype of ``v``, and the log-sum-exp of each query's scores,
-        (B, heads, Nq) in the dtype of ``table``. A query's heads lie side by side, as its projection wants them.
+        The attention, (B, heads, Nq, d) in the dtype of ``v``, and the log-sum-exp of each query's
+        scores, (B, heads, Nq) in the dtype of ``table``. A query's heads lie side by side, as its
+        projection wants them.
     """
     batch, heads, num_queries, d = q.shape
     out = torch.empty(batch, num_queries, heads, d, dtype=v.dtype, device=v.device).transpose(1, 2)
@@ -74,7 +75,7 @@ def deform_attention_backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of :func:`deform_attention_forward` for q, k and v. No atomics: the same inputs give the same bits.
+    """Gradients of :func:`deform_attention_forward` by q, k and v; deterministic.
 
     Args:
         grad: of ``out``, (B, heads, Nq, d).
@@ -99,7 +100,7 @@ def deform_attention_backward(
 
 
 def _launch(q, k, v, table, query_grid, key_positions, scale):
-    """What all kernels of one call are given, and the grids of those that own queries and those that own keys."""
+    """Constants of all kernels of one call, and their grids: by queries and by keys."""
     q, k, v = (last_contiguous(t) for t in (q, k, v))
     batch, heads, num_queries, d = q.shape
     num_keys, groups = k.shape[2], key_positions.shape[1]
@@ -135,10 +136,10 @@ class _Grid:
 
 
 def _pairs(table: Tensor) -> Tensor:
-    """Each entry of the table and its right neighbour, times LOG2E, within a border of zeros.
+    """Each entry of the table and its right neighbor, times LOG2E, within a border of zeros.
 
-    (heads, Th, Tw) -> (heads, Th + 3, Tw + 2, 2): one row before the table and two after it, so that cells next
-    to it can be read like others. float32 pairs are returned as one integer each.
+    (heads, Th, Tw) -> (heads, Th + 3, Tw + 2, 2): one row before the table and two after it, so
+    that cells next to it can be read like others. float32 pairs are returned as one integer each.
     """
     _, height, width = table.shape
     if (height + 3) * (width + 2) > 2**24:  # up to there, float32 counts entries exactly
@@ -150,7 +151,7 @@ def _pairs(table: Tensor) -> Tensor:
 
 @triton.jit
 def _program(tiles, heads):
-    """Image, head and tile of this program, the tile changing first: programs that run at once share a table."""
+    """Image, head and tile of this program; the tile changes first, to share a table in cache."""
     pair = tl.program_id(0) // tiles
     return (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), tl.program_id(0) % tiles
 
@@ -163,17 +164,18 @@ def _rows(x, strides, image, head, n):
 
 @triton.jit
 def _points(positions, n, valid):
-    """A quarter of (y, x) of the points n: the difference of two is half of what grid_sample is given."""
+    """(y, x) / 4 of the points n: the difference of two is half of grid_sample's position."""
     at = positions + n.to(tl.int64) * 2
     return tl.load(at, mask=valid, other=0.0) * 0.25, tl.load(at + 1, mask=valid, other=0.0) * 0.25
 
 
 @triton.jit
 def _cell(displacement, size):
-    """Cell of the table, from -1 to its size, and way into it, both floats, for quarters of displacements.
+    """Cell of the table, from -1 to its size, and fraction in it, as floats.
 
-    grid_sample's ``((displacement / 2 + 1) / 2) * (size - 1)``, which halving at once, being exact, does not
-    change. Whatever lies further than a cell outside reads nothing but the table's border of zeros.
+    grid_sample's ``((displacement / 2 + 1) / 2) * (size - 1)``, which halving at once, being exact,
+    does not change. Whatever lies further than a cell outside reads nothing but the table's border
+    of zeros.
     """
     place = tl.minimum(tl.maximum((displacement + 0.5) * (size - 1.0), -1.0), size)
     cell = tl.floor(place)
@@ -188,7 +190,7 @@ def _advance(pairs, entries):
 
 @triton.jit
 def _bias(pairs, dy, dx, height, width):
-    """The table at quarters of displacements, bilinear, zero outside; times LOG2E, as the table is."""
+    """Table read bilinearly at displacements / 4, zero outside; times LOG2E, as the table is."""
     y, down = _cell(dy, height)
     x, right = _cell(dx, width)
     at = (y * (width + 2) + x).to(tl.int32)  # may be negative: pairs is where cell (0, 0) is
@@ -200,8 +202,11 @@ def _bias(pairs, dy, dx, height, width):
 
 @triton.jit
 def _load_pair(pairs, at):
-    """Two neighbours in a row of the table. float32 is read as the two halves of one integer: reading the table
-    is what takes longest here, and this halves the accesses."""
+    """Two neighbors in a row of the table.
+
+    float32 ones are read as the halves of one integer: reading the table takes the most time here,
+    and this halves the accesses.
+    """
     if pairs.dtype.element_ty == tl.int64:
         both = tl.load(pairs + at)
         left = both.to(tl.int32).to(tl.float32, bitcast=True)
@@ -261,7 +266,7 @@ def _backward_query(
     SCALE: tl.constexpr, D: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one tile of queries of one image and head; and delta, grad . out of each query."""
+    """Gradient of one tile of queries of one image and head; and delta, grad . out of a query."""
     ACC: tl.constexpr = lse.dtype.element_ty
     image, head, tile = _program(tl.cdiv(num_queries, BLOCK_M), heads)
     pairs = _advance(pairs, head * ((table_height + 3) * (table_width + 2)) + table_width + 3)
@@ -324,7 +329,8 @@ def _backward_key(
         token = (image * heads + head) * num_queries + query
         log_total = tl.load(lse + token, mask=valid, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=valid, other=0.0)
-        # Keys down, queries across: the weights are then the left operand of both sums over the queries.
+        # Keys down, queries across: the weights are then the left operand of both sums over the
+        # queries.
         scores = dot(keys, tl.trans(queries)) * (SCALE * LOG2E)
         scores += _bias(
             pairs, y[None, :] - ky[:, None], x[None, :] - kx[:, None], table_height, table_width

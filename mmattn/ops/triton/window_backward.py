@@ -1,6 +1,7 @@
 """Backward pass of window attention in Triton.
 
-The probabilities are recomputed from the saved log-sum-exp, as in FlashAttention (arXiv 2205.14135).
+The probabilities are recomputed from the saved log-sum-exp, as in FlashAttention (arXiv
+2205.14135).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def window_attention_backward(
     window_size: int,
     shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of :func:`window_attention_forward`. No atomics: the same inputs give the same bits.
+    """Gradients of :func:`window_attention_forward`; deterministic.
 
     Args:
         grad: of ``out``, (B, H, W, heads, d).
@@ -45,8 +46,8 @@ def window_attention_backward(
         out, lse: what it returned.
 
     Returns:
-        The gradients of q (of a shared query: summed over the windows), k, v, bias, pad_k and pad_v; each
-        contiguous, in the shape and dtype of what it belongs to.
+        The gradients of q (of a shared query: summed over the windows), k, v, bias, pad_k and
+        pad_v; each contiguous, in the shape and dtype of what it belongs to.
     """
     if not k.numel():
         return tuple(torch.zeros_like(t).contiguous() for t in (q, k, v, bias, pad_k, pad_v))
@@ -101,12 +102,13 @@ def _store_padding(
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
 def _backward_query(
-    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides,
+    pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, out, lse, delta, dq, batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one tile of queries of one window and head; and delta, grad . out of each token.
+    """Gradient of one tile of queries of one window and head; and delta, grad . out of a token.
 
     A shared query's gradient is left for each window, (B, windows, WINDOW, WINDOW, heads, D).
     """
@@ -147,15 +149,16 @@ def _backward_query(
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
 def _backward_key(
-    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides,
+    pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, lse, delta, dk, dv, dpad_k, dpad_v, batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one tile of keys and values of one window and head.
 
-    Here the bias comes with keys down, too. The gradients of the padding are summed for each tile, (windows,
-    tiles, heads, D).
+    Here the bias comes with keys down, too. The gradients of the padding are summed for each tile,
+    (windows, tiles, heads, D).
     """
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
@@ -178,7 +181,8 @@ def _backward_key(
         token = ((image * height + y) * width + x) * heads + head
         log_total = tl.load(lse + token, mask=inside, other=float('inf')) * LOG2E
         d_total = tl.load(delta + token, mask=inside, other=0.0)
-        # Keys down, queries across: the weights are then the left operand of both sums over the queries.
+        # Keys down, queries across: the weights are then the left operand of both sums over the
+        # queries.
         tile_bias = load_bias(bias, head, key[:, None], query[None, :], WINDOW, BLOCK)
         scores = masked_scores(keys, queries, tile_bias, key_region, region, SCALE, SHIFT)
         p = tl.exp2(scores - log_total[None, :])
@@ -196,12 +200,13 @@ def _backward_key(
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width', 'share'])
 def _backward_bias(
-    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides,
+    pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, lse, delta, dbias, batch, height, width, heads, share,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one tile of one head's bias, summed over ``share`` windows: (shares, heads, N, N)."""
+    """Gradient of a tile of one head's bias, over ``share`` windows: (shares, heads, N, N)."""
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5
     ACC: tl.constexpr = lse.dtype.element_ty
@@ -237,15 +242,17 @@ def _backward_bias(
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width', 'share'])
 def _backward_whole(
-    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    q, q_strides, k, k_strides, v, v_strides, grad, grad_strides,
+    pad_k, pad_k_stride, pad_v, pad_v_stride,
     bias, out, lse, dq, dbias, dk, dv, dpad_k, dpad_v, batch, height, width, heads, share,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of one head in ``share`` windows, one after the other, each of which is a single tile.
+    """All gradients of one head in ``share`` windows, each of which is a single tile.
 
-    Those of the bias and of the padding are summed over the share, (shares, heads, ...), and so is that of a
-    shared query, (shares, WINDOW, WINDOW, heads, D); the windows of a share are then of one image.
+    Those of the bias and of the padding are summed over the share, (shares, heads, ...), and so is
+    that of a shared query, (shares, WINDOW, WINDOW, heads, D); the windows of a share are then of
+    one image.
     """
     N: tl.constexpr = WINDOW * WINDOW
     SCALE: tl.constexpr = D**-0.5

@@ -1,7 +1,7 @@
 """Forward pass of window attention in Triton: tiles with online softmax.
 
-The tiling is FlashAttention's (arXiv 2205.14135), windows and shift are Swin's (2103.14030), and the
-shared query is GC ViT's (2206.09959).
+The tiling is FlashAttention's (arXiv 2205.14135), windows and shift are Swin's (2103.14030), and
+the shared query is GC ViT's (2206.09959).
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ def window_attention_forward(
     window_size: int,
     shift: int,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(q k^T / sqrt(d) + bias) v`` within the windows of a map, as ``mmattn.ops.window_attention``.
+    """``softmax(q k^T / sqrt(d) + bias) v`` in windows, as ``mmattn.ops.window_attention``.
 
     Args:
-        q: queries, (B, H, W, heads, d); or (B, window_size, window_size, heads, d), shared by all windows of
-            an image. Any strides but the last, as k and v; float16, bfloat16, float32 or float64, all alike.
+        q: queries, (B, H, W, heads, d); or (B, window_size, window_size, heads, d), shared by all
+            windows of an image. Any strides but the last, as k and v; float16, bfloat16, float32 or
+            float64, all alike.
         k: keys, (B, H, W, heads, d).
         v: values, (B, H, W, heads, d).
-        bias: (heads, N, N) for N = window_size**2, query first; float32, float64 for float64 inputs.
-        pad_k: key of what completes the last windows, (heads, d).
-        pad_v: its value, (heads, d).
-        window_size: side of a window in tokens.
-        shift: by how many tokens the windows are shifted cyclically.
+        bias: (heads, N, N) for N = window_size**2, query first; float32 (float64 for float64).
+        pad_k: key of the padding, (heads, d).
+        pad_v: value of the padding, (heads, d).
+        window_size: height and width of a window in tokens.
+        shift: cyclic shift of the windows in tokens.
 
     Returns:
-        The attention, (B, H, W, heads, d) in the dtype of ``v``, and the log-sum-exp of each token's scores,
-        (B, H, W, heads) in the dtype of ``bias``; both contiguous.
+        The attention, (B, H, W, heads, d) in the dtype of ``v``, and the log-sum-exp of each
+        token's scores, (B, H, W, heads) in the dtype of ``bias``; both contiguous.
     """
     q, k, v, pad_k, pad_v = (last_contiguous(t) for t in (q, k, v, pad_k, pad_v))
     out = torch.empty(k.shape, dtype=v.dtype, device=v.device)
@@ -64,7 +65,8 @@ def window_attention_forward(
 
 @triton.jit(do_not_specialize=['batch', 'height', 'width'])
 def _forward(
-    q, q_strides, k, k_strides, v, v_strides, pad_k, pad_k_stride, pad_v, pad_v_stride, bias, out, lse,
+    q, q_strides, k, k_strides, v, v_strides, pad_k, pad_k_stride, pad_v, pad_v_stride,
+    bias, out, lse,
     batch, height, width, heads,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, SHARED_QUERY: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,

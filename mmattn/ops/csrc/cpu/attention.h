@@ -1,8 +1,8 @@
-// Softmax attention of one head in tiles (Dao et al., arXiv 2205.14135): no row of scores outlives its tile.
+// Softmax attention of one head in tiles, with online softmax (FlashAttention, arXiv 2205.14135).
 //
-// Forward, for each tile of queries: over the tiles of keys, scores, bias, softmax carried on. Backward,
-// for each tile of keys: over the tiles of queries, the probabilities again from the saved log-sum-exp.
-// Where tokens are and what the bias is, the operators say by functions.
+// Forward: for each tile of queries, over the tiles of keys. Backward: for each tile of keys, over
+// the tiles of queries; the probabilities are recomputed from the saved log-sum-exp. Operators
+// supply token access and bias as callables.
 #pragma once
 
 #include "gemm.h"
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t QUERY_TILE = 32, KEY_TILE = 256;
 
-// What one task works in; d is the depth of a head and `width` d with padding that is zero.
+// Buffers of a task; d is the depth of a head and `width` d with zero padding.
 template <class A>
 struct Workspace {
   int64_t d, width, row;  // row: from one query's scores to the next one's
@@ -28,7 +28,7 @@ struct Workspace {
   Workspace(int64_t d, int64_t keys, bool backward)
       : d(d),
         width(pad_to_lanes<A>(d)),
-        // Not a power of two, or the rows would be in each other's place in the cache.
+        // Not a power of two: avoids cache-set conflicts between rows.
         row(pad_to_lanes<A>(std::min(keys, KEY_TILE)) + LANES<A>),
         q(QUERY_TILE * width),
         grad(backward ? QUERY_TILE * width : 0),
@@ -43,7 +43,7 @@ struct Workspace {
         vt(backward ? d * KEY_TILE : 0) {}
 };
 
-// A token's vector as numbers of the accumulating type, `scale` times, zero up to `width`.
+// Reads a token times `scale` in the accumulating type; zero up to `width`.
 template <class T, class A>
 inline void read_row(const T* from, A* to, int64_t d, int64_t width, A scale = 1) {
   for (int64_t c = 0; c < d; ++c) to[c] = static_cast<A>(from[c]) * scale;
@@ -70,12 +70,13 @@ template <class A, class ReadKey>
 void read_keys(Workspace<A>& w, int64_t count, const ReadKey& read_key) {
   for (int64_t first = 0; first < count; first += KEY_TILE) {
     const int64_t keys = std::min(KEY_TILE, count - first);
-    for (int64_t j = 0; j < keys; ++j) read_key(first + j, w.k + j * w.width, w.v + (first + j) * w.width);
+    for (int64_t j = 0; j < keys; ++j)
+      read_key(first + j, w.k + j * w.width, w.v + (first + j) * w.width);
     transpose<A>(w.k, w.kt + first * w.d, keys, w.d, w.width);
   }
 }
 
-// One query's scores of a tile become exponentials, and what was summed before is scaled to them.
+// Online softmax: scores of a query become exponentials, and earlier sums are rescaled.
 template <class A>
 inline void carry_on_softmax(A* scores, int64_t keys, A* out, int64_t width, A& most, A& sum) {
   const int64_t columns = pad_to_lanes<A>(keys);
@@ -104,8 +105,9 @@ inline void carry_on_softmax(A* scores, int64_t keys, A* out, int64_t width, A& 
 
 // Attention of `queries` queries to keys that read_keys has read.
 //
-// read_query(i, row): the query, scaled. write_bias(first query, queries, first key, keys, scores, row): what
-// the scores of a tile start from, `row` from one query to the next. write(i, row, 1 / sum, log-sum-exp): the row times the third is the result.
+// read_query(i, row): the scaled query. write_bias(first query, queries, first key, keys, scores,
+// row): initial scores of a tile, `row` apart from query to query. write(i, row, 1 / sum,
+// log-sum-exp): the result is row times 1 / sum.
 template <class A, class ReadQuery, class WriteBias, class Write>
 void attend(
     Workspace<A>& w,
@@ -125,11 +127,14 @@ void attend(
     for (int64_t j0 = 0; j0 < keys; j0 += KEY_TILE) {
       const int64_t count = std::min(KEY_TILE, keys - j0);
       write_bias(i0, rows, j0, count, w.scores + 0, w.row);
-      gemm<A>(rows, pad_to_lanes<A>(count), w.d, w.q, w.width, 1, w.kt + j0 * w.d, KEY_TILE, w.scores, w.row, true);
+      gemm<A>(
+          rows, pad_to_lanes<A>(count), w.d, w.q, w.width, 1, w.kt + j0 * w.d, KEY_TILE, w.scores, w.row,
+          true);
       for (int64_t i = 0; i < rows; ++i)
         carry_on_softmax<A>(
             w.scores + i * w.row, count, w.out + i * w.width, w.width, w.most[i], w.sum[i]);
-      gemm<A>(rows, w.width, count, w.scores, w.row, 1, w.v + j0 * w.width, w.width, w.out, w.width, true);
+      gemm<A>(
+          rows, w.width, count, w.scores, w.row, 1, w.v + j0 * w.width, w.width, w.out, w.width, true);
     }
     for (int64_t i = 0; i < rows; ++i)
       write(i0 + i, w.out + i * w.width, 1 / w.sum[i], w.most[i] + std::log(w.sum[i]));
@@ -138,10 +143,17 @@ void attend(
 
 // The gradients of attend.
 //
-// read_key(j, k row, v row). read_query(i, q row, upstream gradient row, lse, delta): delta is the product
-// of result and upstream gradient. write_bias as in attend; add_bias_gradient the same with the scores'
-// gradient. dq: (queries, width), is added to; of the scaled query. write_key(j, dk row, dv row).
-template <class A, class ReadKey, class ReadQuery, class WriteBias, class AddBiasGradient, class WriteKey>
+// read_key(j, k row, v row). read_query(i, q row, upstream gradient row, lse, delta): delta is the
+// product of result and upstream gradient. write_bias as in attend; add_bias_gradient the same with
+// the scores' gradient. dq: (queries, width), is added to; of the scaled query. write_key(j, dk
+// row, dv row).
+template <
+    class A,
+    class ReadKey,
+    class ReadQuery,
+    class WriteBias,
+    class AddBiasGradient,
+    class WriteKey>
 void attend_backward(
     Workspace<A>& w,
     int64_t queries,

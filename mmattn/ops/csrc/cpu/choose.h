@@ -21,7 +21,8 @@ inline OrderOf<A> order_of(A x) {
   return bits ^ ((bits >> (8 * sizeof(A) - 1)) & std::numeric_limits<Order>::max());
 }
 
-// Chooses with vectors and without branches on the numbers: those of a partial sort are mispredicted.
+// Chooses with vectors and without branches on the numbers: those of a partial sort are
+// mispredicted.
 template <class A>
 class Choice {
  public:
@@ -85,7 +86,8 @@ class Choice {
     return sum_of_lanes<Order>(sum);
   }
 
-  // By bisection: the kept-th greatest, or a lower number than that which exactly as many are not below.
+  // By bisection: the kept-th greatest, or a lower number than that which exactly as many are not
+  // below.
   Order least_taken() const {
     Order low = order_[0], high = order_[0];
     for (int64_t n = 1; n < candidates_; ++n) {

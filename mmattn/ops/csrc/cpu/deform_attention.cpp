@@ -1,4 +1,5 @@
-// deform_attention: attention to sampled keys, its bias read from a table at the displacements on the way.
+// deform_attention: attention to sampled keys, its bias read from a table at the displacements on
+// the way.
 #include "attention.h"
 
 namespace mmattn {
@@ -25,8 +26,8 @@ struct Shape {
 
 // The bias of a tile of one head: the table read bilinearly at (query - key) / 2.
 //
-// The table has a border of zeros, one cell before and two after, and what is outside it reads those after:
-// so every position has four cells to read.
+// The table has a border of zeros, one cell before and two after, and what is outside it reads
+// those after: so every position has four cells to read.
 template <class A>
 class PositionBias {
  public:
@@ -108,7 +109,8 @@ class PositionBias {
       }
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t n = tile + j;
-        // Neighbouring keys read the same cells: with a copy each, an addition need not wait for the last.
+        // Neighboring keys read the same cells: with a copy each, an addition need not wait for the
+        // last.
         A* cell = gradient_ + j % COPIES * table_.size() + cell_[n];
         const A ds = dscores[i * row + j], below = ds * y_[n], above = ds - below;
         cell[0] += above - above * x_[n];
@@ -146,7 +148,8 @@ class PositionBias {
     }
   }
 
-  // grid_sample's arithmetic, in its order; the cell that the table's border makes of an outside one.
+  // grid_sample's arithmetic, in its order; the cell that the table's border makes of an outside
+  // one.
   static void locate_on_axis(A query, const A* key, int64_t size, int64_t keys, A* cell, A* fraction) {
     const A last = static_cast<A>(size - 1), outside = static_cast<A>(size);
     for (int64_t j = 0; j < keys; ++j) {
@@ -247,7 +250,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
   Tensor dq = empty({s.batch, s.heads, s.queries, s.d}, v, dtype);
   Tensor dk = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
   Tensor dv = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
-  // Shares of the images in the gradient of the table, and of a group's heads in that of the positions.
+  // Shares of the images in the gradient of the table, and of a group's heads in that of the
+  // positions.
   Tensor table_parts = empty({s.batch, s.heads, s.table_height, s.table_width}, v, accumulate);
   Tensor position_parts = zeros({s.batch, s.groups, s.heads / s.groups, s.keys, 2}, v, accumulate);
   dispatch(dtype, [&](auto type) {

@@ -6,7 +6,8 @@
 namespace mmattn {
 namespace {
 
-// Channels that one task takes: the work is cut by the shapes alone, so that results do not depend on threads.
+// Channels that one task takes: the work is cut by the shapes alone, so that results do not depend
+// on threads.
 constexpr int64_t CHANNELS = 32;
 // Points whose corners are at hand at a time.
 constexpr int64_t POINTS = 64;
@@ -24,7 +25,8 @@ struct Shape {
         parts(ceil_div(depth, CHANNELS)) {}
 };
 
-// A corner outside the map has no weight and stands at the map's first cell, so that it can be read.
+// A corner outside the map has no weight and stands at the map's first cell, so that it can be
+// read.
 template <class A>
 struct Point {
   int64_t offset[4];

@@ -60,7 +60,8 @@ class Gathered {
   Buffer<const A*> families_;
 };
 
-// Rows of an item's four queries, or of their gradients, times a factor; (4, width), zero from `depth` on.
+// Rows of an item's four queries, or of their gradients, times a factor; (4, width), zero from
+// `depth` on.
 template <class T>
 void read_rows(
     const View<const T, 5>& x,
@@ -83,7 +84,8 @@ void read_rows(
 #define MMATTN_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Lanes{__VA_ARGS__})
 #endif
 
-// Lane l: of a where bit STEP of l is 0, of b where it is 1; there, the sum of the lanes that differ in that bit.
+// Lane l: of a where bit STEP of l is 0, of b where it is 1; there, the sum of the lanes that
+// differ in that bit.
 template <int STEP, class A, size_t... L>
 inline Vec<A> fold(Vec<A> a, Vec<A> b, std::index_sequence<L...>) {
   using Lanes [[maybe_unused]] = Vec<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>>;
@@ -182,7 +184,8 @@ void weigh(
   for (; n < width; n += LANES<A>) weigh_columns<1>(weights, x, s, n, out);
 }
 
-// Adds to the rows (4, depth) of a family of keys: for each child, the sum of the queries' rows with its weights.
+// Adds to the rows (4, depth) of a family of keys: for each child, the sum of the queries' rows
+// with its weights.
 template <class A>
 void add_rows(
     const A* __restrict weights,
@@ -207,8 +210,8 @@ void add_rows(
   }
 }
 
-// Softmax of numbers (families, 16), in place: of each query over all candidates, or over each family alone.
-// -inf becomes 0, even where there is nothing else.
+// Softmax of numbers (families, 16), in place: of each query over all candidates, or over each
+// family alone. -inf becomes 0, even where there is nothing else.
 template <class A>
 void softmax(A* numbers, int64_t families, bool each_family) {
   constexpr A INFINITE = std::numeric_limits<A>::infinity();

@@ -101,7 +101,7 @@ struct Backward {
     for (int64_t i = s.kernel * s.row; i < s.window; ++i) p[i] = -std::numeric_limits<A>::infinity();
   }
 
-  // Neighbouring queries whose windows move along have the same offsets: their sum is added at once.
+  // Neighboring queries whose windows move along have the same offsets: their sum is added at once.
   void add_to_bias(Scratch& w, int64_t r, int64_t y) const {
     A* row = w.dbias + (s.top(y) + r - y + s.kernel - 1) * s.bias_row;
     for (int64_t x = 0; x < s.width;) {
@@ -118,7 +118,8 @@ struct Backward {
     }
   }
 
-  // What the queries of row y add to the gradients of the keys and values in row r of their windows.
+  // What the queries of row y add to the gradients of the keys and values in row r of their
+  // windows.
   void add_to_keys(Scratch& w, int64_t r, int64_t y) const {
     A* to_k = w.dk[s.top(y) + r];
     A* to_v = w.dv[s.top(y) + r];
@@ -195,8 +196,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_attention_backward(
         view<A, 5>(dk),
         view<A, 5>(dv),
         view<A, 5>(shares)};
-    // The windows of a strip's queries reach into the next strip, never further: those of every second
-    // strip share no keys, and may add to the gradients of theirs at the same time.
+    // The windows of a strip's queries reach into the next strip, never further: those of every
+    // second strip share no keys, and may add to the gradients of theirs at the same time.
     for (int64_t first : {0, 1}) for_each_strip(s, first, 2, backward);
     const int64_t entries = s.offsets * s.offsets;
     const A* from = static_cast<const A*>(shares.data_ptr());

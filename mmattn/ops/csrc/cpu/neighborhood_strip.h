@@ -60,7 +60,8 @@ struct Shape {
         kernel(kernel),
         offsets(2 * kernel - 1),
         // By shapes alone, so that results do not depend on threads. No fewer: Backward takes every
-        // second strip at a time, and windows at the lower border are shifted by up to kernel / 2 rows.
+        // second strip at a time, and windows at the lower border are shifted by up to kernel / 2
+        // rows.
         strip_rows(std::max<int64_t>(8, 3 * kernel / 2)),
         strips(ceil_div(height, strip_rows)),
         row(pad_to_groups(kernel)),
@@ -125,7 +126,8 @@ inline void for_channels(int64_t channels, const F& f) {
   if (c < channels) f(std::integral_constant<int, 1>{}, c);
 }
 
-// scores = the products of a vector with ROWS rows of keys, (d, columns) each, from column `left` on.
+// scores = the products of a vector with ROWS rows of keys, (d, columns) each, from column `left`
+// on.
 template <int ROWS, class A>
 inline void multiply_rows(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
   for (int64_t g = 0; g < s.row; g += GROUP) {
@@ -138,7 +140,8 @@ inline void multiply_rows(const A* vector, const A* const* keys, int64_t left, A
   }
 }
 
-// scores (kernel, row) = the products of a vector with the keys of the window that begins at `left`.
+// scores (kernel, row) = the products of a vector with the keys of the window that begins at
+// `left`.
 template <class A>
 inline void multiply(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
   int64_t r = 0;
@@ -162,7 +165,8 @@ inline void add_bias(A* scores, const A* bias, int64_t y, int64_t x, const Shape
   }
 }
 
-// out = the sum of the rows of tokens, (width, channels) each, over the window that begins at `left`.
+// out = the sum of the rows of tokens, (width, channels) each, over the window that begins at
+// `left`.
 template <class A>
 inline void weigh(
     const A* weights, const A* const* rows, int64_t left, A* out, A scale, const Shape& s) {

@@ -1,4 +1,5 @@
-// quadtree_level: four sibling queries attend to the children of the keys that their parent has kept.
+// quadtree_level: four sibling queries attend to the children of the keys that their parent has
+// kept.
 #include "choose.h"
 #include "families.h"
 
@@ -157,10 +158,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
   return {out.messages, out.scores, out.indices, out.kept};
 }
 
-// Two phases for some items at a time. First, for each item: probabilities and their gradients, from the
-// scores again, and the gradient of its queries. Then for each key, in the order of the items: the
-// gradients that they give to it. A thread has its share of the keys, so that none is written by two, and
-// the sums do not depend on how many threads there are.
+// Two phases for some items at a time. First, for each item: probabilities and their gradients,
+// from the scores again, and the gradient of its queries. Then for each key, in the order of the
+// items: the gradients that they give to it. A thread has its share of the keys, so that none is
+// written by two, and the sums do not depend on how many threads there are.
 std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     const Tensor& grad_messages_in,
     const Tensor& grad_scores,
@@ -195,7 +196,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     const int64_t per_item = 2 * numbers + 2 * FAMILY * width;
     const int64_t at_a_time =
         std::min(s.items, std::max(GRAIN, NUMBERS_AT_A_TIME / per_item));
-    // For each item of the phase: queries and upstream gradients (4, width), p and its scores' gradients.
+    // For each item of the phase: queries and upstream gradients (4, width), p and its scores'
+    // gradients.
     const Buffer<A> q_rows(at_a_time * FAMILY * width), grad_rows(at_a_time * FAMILY * width);
     const Buffer<A> p_all(at_a_time * numbers), ds_all(at_a_time * numbers);
     const Buffer<int64_t> parents_all(at_a_time * s.families);
@@ -267,8 +269,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
       }
     };
 
-    // Families of keys are dealt out to the threads so that neighbours, which are wanted together, are not
-    // one thread's.
+    // Key families are hashed to threads, so that neighbors land on different ones.
     const uint64_t owners = torch::stable::get_num_threads();
     const auto owner_of = [=](int64_t family) {
       return static_cast<uint32_t>(family) * 2654435769u * owners >> 32;

@@ -96,8 +96,8 @@ constexpr A reciprocal_factorial(int n) {
   return static_cast<A>(1 / product);
 }
 
-// exp(x) for an x that is not much above 0, as in a softmax: 0 below LOWEST, where the normal numbers end,
-// and so for -inf. NaN stays NaN.
+// exp(x) for an x that is not much above 0, as in a softmax: 0 below LOWEST, where the normal
+// numbers end, and so for -inf. NaN stays NaN.
 //
 // x = n ln 2 + r with a whole n and |r| <= ln 2 / 2; exp(r) by its Taylor series.
 template <class A>

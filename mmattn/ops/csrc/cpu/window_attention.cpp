@@ -6,8 +6,8 @@ namespace {
 
 // What Swin adds to the scores of tokens that the cyclic shift brought into one window.
 constexpr int SHIFT_MASK = -100;
-// Groups of windows with sums of their own for the gradients that all windows share, at most this many over
-// all heads: work is cut by the shapes alone, so that results do not depend on threads.
+// Groups of windows with sums of their own for the gradients that all windows share, at most this
+// many over all heads: work is cut by the shapes alone, so that results do not depend on threads.
 constexpr int64_t GROUPS = 32;
 
 struct Shape {
@@ -34,7 +34,7 @@ struct Shape {
 struct Token {
   int64_t y, x;
   bool inside;
-  int region;  // tokens of different regions are no neighbours in the map
+  int region;  // tokens of different regions are no neighbors in the map
 };
 
 // The tokens of a window, and which of them are queries.

@@ -1,10 +1,11 @@
-// deform_bias_backward: deform_attention's gradients by the bias table and by the positions of the keys.
+// deform_bias_backward: deform_attention's gradients by the bias table and by the positions of the
+// keys.
 //
-// A block has KEYS keys of one head and a chunk of the queries, which pass through shared memory. A thread
-// owns a key, with its vectors in registers (or, where d is large, a part of them), and makes the
-// probabilities again from the saved log-sum-exp. From one query to the next in a row of the map
-// a key's place in the table moves by a cell or less: what falls to the cell's four corners adds up in
-// registers, and goes to the block's table when the place leaves the cell.
+// A block has KEYS keys of one head and a chunk of the queries, which pass through shared memory. A
+// thread owns a key, with its vectors in registers (or, where d is large, a part of them), and
+// makes the probabilities again from the saved log-sum-exp. From one query to the next in a row of
+// the map a key's place in the table moves by a cell or less: what falls to the cell's four corners
+// adds up in registers, and goes to the block's table when the place leaves the cell.
 #include "depth.h"
 
 #include <algorithm>
@@ -16,7 +17,8 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int STAGE = 64;  // queries in shared memory at a time
 constexpr int64_t CHUNK = 16 * STAGE;  // queries of a block, enough to outweigh the table's way to memory
-// The block's table is in shared memory where it leaves that much to others, and else the result itself.
+// The block's table is in shared memory where it leaves that much to others, and else the result
+// itself.
 constexpr int64_t SHARED_BYTES = 96 * 1024;
 
 struct Shape {
@@ -53,8 +55,9 @@ struct Query {
   A log_sum, delta;
 };
 
-// The cell of the table that a key's place is in, with the bias at its corners and what has been added up
-// for them: (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1). A corner outside the table has no bias.
+// The cell of the table that a key's place is in, with the bias at its corners and what has been
+// added up for them: (y, x), (y, x + 1), (y + 1, x), (y + 1, x + 1). A corner outside the table has
+// no bias.
 template <class A>
 struct Cell {
   const A* table;
@@ -102,8 +105,8 @@ struct Cell {
   }
 };
 
-// Displacement -> the table's cells, as in bilinear.h. What is farther than a cell from the table, and NaN,
-// is two cells before it, where all corners are outside.
+// Displacement -> the table's cells, as in bilinear.h. What is farther than a cell from the table,
+// and NaN, is two cells before it, where all corners are outside.
 template <class A>
 __device__ inline A to_table(A displacement, int size) {
   const A cells = (displacement / 2 + 1) / 2 * (size - 1);

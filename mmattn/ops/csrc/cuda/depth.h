@@ -1,4 +1,5 @@
-// Tokens' channels in registers: neighbouring lanes share a token, each with CHANNELS of its channels.
+// Tokens' channels in registers: neighboring lanes share a token, each with CHANNELS of its
+// channels.
 #pragma once
 
 #include "launch.h"
@@ -10,7 +11,7 @@ namespace mmattn {
 constexpr int CHANNELS = 32;  // of a lane
 constexpr int LARGEST_DEPTH = 128;
 
-// What memory is read and written in: neighbouring channels, 16 bytes of the accumulating type.
+// What memory is read and written in: neighboring channels, 16 bytes of the accumulating type.
 template <class A>
 constexpr int PACK = 16 / sizeof(A);
 

@@ -1,8 +1,8 @@
 // What the CUDA kernels share: the way to launch one, and to register an operator.
 //
-// With MMATTN_ON_HOST the same sources are compiled by a C++ compiler against a stand-in for CUDA that
-// runs a block's threads one after another on the CPU (tests/helpers/cuda_on_host.h), so that the kernels
-// are tested where there is no GPU.
+// With MMATTN_ON_HOST the same sources are compiled by a C++ compiler against a stand-in for CUDA
+// that runs a block's threads one after another on the CPU (tests/helpers/cuda_on_host.h), so that
+// the kernels are tested where there is no GPU.
 #pragma once
 
 #include "../common.h"

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(THREADS) attend(
     stage<T, A>(v, at, region, y, rows, A(1), values, s);
     __syncthreads();
     for (int row = 0; row < rows; ++row) {
-      // Lanes of a token are of one mind here, but a warp may not be: the exchange is among all of it.
+      // Lanes of one token agree but a warp may diverge; every lane must reach the shuffle.
       const bool sees = at.inside && y + row >= top && y + row < top + s.kernel;
       if (__ballot_sync(0xffffffffu, sees) == 0) continue;
       const int first = row * columns + (sees ? static_cast<int>(left - region.left) : 0);

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(THREADS) differentiate(
     for (int row = 0; row < rows; ++row) {
       const bool sees_row = at.inside && y + row >= top && y + row < top + s.kernel;
       if (__ballot_sync(0xffffffffu, sees_row) == 0) continue;
-      // By offset, not by place in the window: so a segment's queries all add to one entry of the table.
+      // By offset, not by place in the window: so a segment's queries all add to one entry of the
+      // table.
       for (int offset = 1 - s.kernel; offset < s.kernel; ++offset) {
         const int64_t x = at.x + offset;
         const bool sees = sees_row && x >= left && x < left + s.kernel;

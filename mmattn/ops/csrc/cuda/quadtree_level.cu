@@ -18,7 +18,8 @@ __device__ inline int64_t order_of(double x) {
   return bits ^ ((bits >> 63) & INT64_MAX);
 }
 
-// places: those of the greatest numbers of a query, in their order. Returns nothing else; `kept` are there.
+// places: those of the greatest numbers of a query, in their order. Returns nothing else; `kept`
+// are there.
 template <class A>
 __device__ void choose(const QuadtreeShape& s, const Four<A>* numbers, int q, int32_t* places) {
   using Order = decltype(order_of(A(0)));
@@ -37,7 +38,8 @@ __device__ void choose(const QuadtreeShape& s, const Four<A>* numbers, int q, in
   }
   high = warp_max(high);
   low = ~warp_max(~low);
-  // By bisection: the kept-th greatest, or a lower number than that which exactly as many are not below.
+  // By bisection: the kept-th greatest, or a lower number than that which exactly as many are not
+  // below.
   int64_t not_below = s.candidates;
   while (low < high && not_below != s.kept) {
     const Distance half = (static_cast<Distance>(high) - static_cast<Distance>(low) - 1) / 2 + 1;

@@ -12,7 +12,8 @@ int64_t backward_bytes(const QuadtreeShape& s) {
   return 2 * s.candidates * sizeof(Four<A>);
 }
 
-// p: the probabilities with which the message was formed. ds: gradients of p -> gradients of the scores.
+// p: the probabilities with which the message was formed. ds: gradients of p -> gradients of the
+// scores.
 template <class A>
 __device__ void differentiate_softmax(const QuadtreeShape& s, Four<A>* p, Four<A>* ds) {
   softmax(s, p);
@@ -67,7 +68,8 @@ __device__ void differentiate_families(
   __syncwarp();
 }
 
-// Lanes are channels, so that the additions of a warp to a key's gradient are to one piece of memory.
+// Lanes are channels, so that the additions of a warp to a key's gradient are to one piece of
+// memory.
 template <class T>
 __device__ void add_gradients(
     const View<const T, 5>& queries,

@@ -15,7 +15,8 @@ namespace {
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int MOST_WARPS = 4;
-// What any GPU gives to a block. Where the candidates of one parent need more, memory of the device serves.
+// What any GPU gives to a block. Where the candidates of one parent need more, memory of the device
+// serves.
 constexpr int64_t SHARED_BYTES = 96 * 1024;
 // Blocks that share the device's memory then.
 constexpr int64_t MOST_BLOCKS = 1024;
@@ -65,7 +66,8 @@ __device__ void load(const T* from, Accumulate<T> factor, Accumulate<T>* to) {
   for (int i = 0; i < N; ++i) to[i] = static_cast<Accumulate<T>>(pack.x[i]) * factor;
 }
 
-// numbers: for each candidate the products of its row of `tokens` with the four rows of x, times a factor.
+// numbers: for each candidate the products of its row of `tokens` with the four rows of x, times a
+// factor.
 template <int N, class T>
 __device__ void multiply(
     const View<const T, 5>& x,
