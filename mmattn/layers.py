@@ -125,7 +125,9 @@ def recompute_gelu(model: nn.Module) -> int:
         ValueError: a backbone in the model has ``with_cp``.
     """
     if any(getattr(module, 'with_cp', False) for module in model.modules()):
-        raise ValueError('model must not have with_cp: its blocks are recomputed as a whole already')
+        raise ValueError(
+            'model must not have with_cp: its blocks are recomputed as a whole already'
+        )
     mlps = [module for module in model.modules() if isinstance(module, Mlp)]
     for mlp in mlps:
         mlp.recompute = True

@@ -4,10 +4,10 @@ import runpy
 from pathlib import Path
 
 import cv2
-from helpers import golden
 import numpy as np
 import pytest
 import torch
+from helpers import golden
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.utils import ManagerMixin

@@ -12,10 +12,10 @@ import time
 import cv2
 import pytest
 import torch
+from helpers.runs import TOOLS, run_tool, scalars
 from mmengine.dataset import InfiniteSampler
 from mmengine.optim import OptimWrapper
 from mmengine.runner import set_random_seed
-from helpers.runs import TOOLS, run_tool, scalars
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 

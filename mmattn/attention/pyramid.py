@@ -84,9 +84,7 @@ def attend_pyramids(
             parent_scores = scores if attn_type == 'A' else None
             own, indices, scores = (
                 None if t is None else t.flatten(1, 2)
-                for t in quadtree_level(
-                    q, k, v, indices, chosen, parent_scores, padding, inspect
-                )
+                for t in quadtree_level(q, k, v, indices, chosen, parent_scores, padding, inspect)
             )
         if weights is not None:
             own = own * weights[i].to(own.dtype)

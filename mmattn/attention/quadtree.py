@@ -119,9 +119,7 @@ class QuadTreeAttention(nn.Module):
         context = query_map if context_map is None else context_map
         self._check_maps(query_map, context)
         height, width = query_map.shape[1:3]
-        query_levels = [
-            q.detach() for q in self._pyramid(self._pad(self.q_proj(query_map)))
-        ]
+        query_levels = [q.detach() for q in self._pyramid(self._pad(self.q_proj(query_map)))]
         keys = [k.detach() for k in self._pyramid(self._pad(self.k_proj(context)))]
         values = [torch.zeros_like(k, requires_grad=True) for k in keys]
         with torch.enable_grad():

@@ -267,7 +267,9 @@ class GCViT(PyramidBackbone):
                 [
                     TransformerBlock(
                         dims[i],
-                        _attention(odd_blocks if j % 2 else 'local', dims[i], num_heads[i], windows[i]),
+                        _attention(
+                            odd_blocks if j % 2 else 'local', dims[i], num_heads[i], windows[i]
+                        ),
                         Mlp(dims[i], int(dims[i] * row.mlp_ratio)),
                         rates[i][j],
                         row.layer_scale,

@@ -35,9 +35,7 @@ class Fitted:
     classifier: StateDict = field(default_factory=dict)
 
 
-def fit_backbone(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], family: str
-) -> Fitted:
+def fit_backbone(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], family: str) -> Fitted:
     """Rename and resize a backbone's tensors for a model.
 
     Args:

@@ -74,7 +74,10 @@ GCVIT = Family(
         (r'\.rel_pos\.', '.'),
         (r'\.ls([12])\.gamma$', r'.gamma\1'),
         # the authors'
-        (r'^patch_embed\.(projection|norm)\.', lambda m: f'stem.{m[1].replace("projection", "conv")}.'),
+        (
+            r'^patch_embed\.(projection|norm)\.',
+            lambda m: f'stem.{m[1].replace("projection", "conv")}.',
+        ),
         (r'^patch_embed\.proj\.', 'stem.proj.'),
         (r'^patch_embed\.conv_down\.', 'stem.downsample.'),
         (r'^levels\.(\d+)\.downsample\.', _next_stage('')),

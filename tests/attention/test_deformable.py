@@ -56,7 +56,11 @@ def test_definition_query_by_query(plus_plus, stride):
     assert (height_k, width_k) == (-(-5 // stride), -(-9 // stride))
     maps = x.permute(0, 3, 1, 2)
     sampled = sample(x, details.positions)
-    q, k, v = first(module.q_proj, maps), first(module.k_proj, sampled), first(module.v_proj, sampled)
+    q, k, v = (
+        first(module.q_proj, maps),
+        first(module.k_proj, sampled),
+        first(module.v_proj, sampled),
+    )
     side = 2 * 6 - 1
     expected = torch.empty_like(maps)
     for head in range(4):
@@ -109,7 +113,11 @@ def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
     sampled = F.grid_sample(maps, references.flip(-1)[None], align_corners=True)
     q, k, v = (
         t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
-        for t in (first(module.q_proj, maps), first(module.k_proj, sampled), first(module.v_proj, sampled))
+        for t in (
+            first(module.q_proj, maps),
+            first(module.k_proj, sampled),
+            first(module.v_proj, sampled),
+        )
     )
     plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(1, 16, 5, 9)
     torch.testing.assert_close(module(x), module.proj(plain.permute(0, 2, 3, 1)))
@@ -131,7 +139,11 @@ def test_zero_offsets_on_an_even_grid_are_plain_strided_attention(position_bias)
     assert strided.shape[2:] == module.details(x).references.shape[:2] == (2, 3)
     q, k, v = (
         t.flatten(2).unflatten(1, (4, 4)).transpose(2, 3)
-        for t in (first(module.q_proj, maps), first(module.k_proj, strided), first(module.v_proj, strided))
+        for t in (
+            first(module.q_proj, maps),
+            first(module.k_proj, strided),
+            first(module.v_proj, strided),
+        )
     )
     plain = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(2, 16, 5, 7)
     torch.testing.assert_close(module(x), module.proj(plain.permute(0, 2, 3, 1)))

@@ -1,7 +1,7 @@
-from helpers import golden
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import golden
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmattn.attention import QuadTreeAttention, quadtree_attention

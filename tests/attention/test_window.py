@@ -134,4 +134,3 @@ def test_details_are_what_the_output_is_made_of(size, shift):
     everything = module.details(x)
     assert torch.equal(everything.weights[:, :, queries], weights)
     assert torch.equal(everything.keys[queries], keys)
-

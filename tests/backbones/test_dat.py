@@ -155,5 +155,3 @@ def test_parameters_and_flops(name):
 def test_constructor_errors_name_the_argument_and_the_stage(options, error, message):
     with pytest.raises(error, match=message):
         DAT(**options)
-
-

@@ -314,7 +314,9 @@ def names_of_0_1_0(kind, state):
         if table in state and table != name:
             name = name.replace('proj_qkv.', 'qkv.').replace('proj_out.', 'proj.')
         name = re.sub(r'\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(?:0\.)?', r'.mlps.\1.fc\2.', name)
-        renamed[name] = value.flatten(1) if '.mlps.' in name and '.fc' in name and value.ndim > 1 else value
+        renamed[name] = (
+            value.flatten(1) if '.mlps.' in name and '.fc' in name and value.ndim > 1 else value
+        )
     return renamed
 
 

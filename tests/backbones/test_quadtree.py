@@ -54,7 +54,9 @@ COUNTS = {
 def test_parameters_and_flops(arch):
     with torch.device('meta'):
         backbone = QuadTree(arch, topks=8, out_indices=(3,))
-        model = torch.nn.Sequential(backbone, torch.nn.Linear(backbone.stages[3].norm.weight.numel(), 1000))
+        model = torch.nn.Sequential(
+            backbone, torch.nn.Linear(backbone.stages[3].norm.weight.numel(), 1000)
+        )
         image = torch.empty(1, 3, 224, 224)
     parameters = sum(p.numel() for p in model.parameters())
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -109,5 +111,3 @@ def test_fresh_weights():
 def test_constructor_errors_name_the_argument(options, error, message):
     with pytest.raises(error, match=message):
         QuadTree(**options)
-
-

@@ -2,10 +2,10 @@
 
 import re
 
-from helpers import published
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import published
 from helpers.published import SMALL
 from torch import nn
 

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from helpers import published as files
 import pytest
 import torch
+from helpers import published as files
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from torch import nn
@@ -229,7 +229,8 @@ def test_pretrained_init_cfg_takes_published_files(kind, tmp_path, monkeypatch):
 def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, published):
     before = copy_of(backbone)
     with pytest.raises(
-        CheckpointError, match=r'a state dict is no gcvit \(published or timm or mmattn\).*layer1\.weight'
+        CheckpointError,
+        match=r'a state dict is no gcvit \(published or timm or mmattn\).*layer1\.weight',
     ):
         load_checkpoint(backbone, {'layer1.weight': torch.zeros(3)})
     few = {

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from helpers import golden
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import golden
 from mmengine.config import Config
 
 from mmattn.backbones import GCViT

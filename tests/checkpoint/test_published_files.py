@@ -4,10 +4,9 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 
-from helpers import golden
-from helpers import published
 import pytest
 import torch
+from helpers import golden, published
 
 from mmattn.checkpoint import load_checkpoint
 

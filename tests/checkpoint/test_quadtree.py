@@ -1,8 +1,8 @@
 """What is QuadTree's own: two types of attention, whose files do not fit each other."""
 
-from helpers import golden
 import pytest
 import torch
+from helpers import golden
 
 from mmattn.backbones.quadtree import QuadTree
 from mmattn.checkpoint import CheckpointError, load_checkpoint
@@ -24,7 +24,9 @@ def test_files_of_another_type_or_size_do_not_fit():
     with pytest.raises(CheckpointError, match=r'quadtree backbone .* does not fit'):
         load_checkpoint(model, published('quadtree_a_b0_det_224'))
     type_b = published()
-    with pytest.raises(CheckpointError, match=r'cannot use, such as .*stages\.0\.blocks\.0\.attn\.level_weights'):
+    with pytest.raises(
+        CheckpointError, match=r'cannot use, such as .*stages\.0\.blocks\.0\.attn\.level_weights'
+    ):
         load_checkpoint(b1(attn_type='A'), type_b)
     type_a = {
         name: v for name, v in type_b.items() if 'py_att' not in name and 'value_' not in name

@@ -5,13 +5,13 @@ import importlib.util
 import re
 import sys
 
-from helpers import published
 import pytest
 import torch
+from helpers import published
+from helpers.pages import PAGES, ROOT, Block, blocks
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmengine.runner import set_random_seed
-from helpers.pages import PAGES, ROOT, Block, blocks
 
 SHAPE = re.compile(r'#.*?(\((?:\d+, )+\d+\))')
 

@@ -11,13 +11,14 @@ from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
-from helpers import golden
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
+
+from helpers import golden
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -142,7 +143,11 @@ def dat_names(state):
             name = re.sub(r'\.([qkv])_proj\.', r'.proj_\1.', name)
             name = name.replace('.position_bias.table', '.rpe_table')
         mlp = '.mlp.fc' in name
-        name = re.sub(r'\.mlp\.fc([12])\.', r'.mlp.linear\1.0.' if plus_plus else r'.mlp.chunk.linear\1.', name)
+        name = re.sub(
+            r'\.mlp\.fc([12])\.',
+            r'.mlp.linear\1.0.' if plus_plus else r'.mlp.chunk.linear\1.',
+            name,
+        )
         name = name.replace('.mlp.dwconv.', '.mlp.dwc.')
         is_1x1 = (is_deformable and '.proj_' in name) or '.conv_offset.3.' in name
         if value.ndim == 2 and (is_1x1 or (mlp and plus_plus)):

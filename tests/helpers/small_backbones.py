@@ -62,9 +62,7 @@ def small(kind, seed=0, **options):
 def channels(kind):
     """Channels of the four maps."""
     arch = KINDS[kind][1]
-    return arch.get('dims') or (
-        [32, 64, 128, 256] if kind == 'gcvit' else list(arch['embed_dims'])
-    )
+    return arch.get('dims') or ([32, 64, 128, 256] if kind == 'gcvit' else list(arch['embed_dims']))
 
 
 def small_backbone(family):

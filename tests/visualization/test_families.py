@@ -82,9 +82,9 @@ def test_kept_patches_are_children_of_kept_ones():
         parents = {tuple(patch) for patch in coarse.patches[0]}
         assert {tuple(patch // 2) for patch in fine.patches[0]} <= parents
     # The finest level looks only at tokens in what was kept at level 1.
-    finest = block.module.details(
-        block.inputs[0], queries=torch.tensor([9 * 24 + 13])
-    ).weights[-1][0, 0, 0]
+    finest = block.module.details(block.inputs[0], queries=torch.tensor([9 * 24 + 13])).weights[-1][
+        0, 0, 0
+    ]
     kept = torch.zeros(16, 24, dtype=bool)
     for row, column in levels[-1].patches[0] * 2:
         kept[row : row + 2, column : column + 2] = True

@@ -6,8 +6,8 @@ import torch
 from helpers.small_backbones import small_backbone
 
 from mmattn.visualization import Instances, capture, plot_prediction
-from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field
 from mmattn.visualization.draw.base import rendered
+from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field
 from mmattn.visualization.pictures import Choice, attention_pictures, default_queries
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
