@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from mmattn.ops._backend import known_equal
 
 
-def channel_last(module: nn.Module, x: Tensor) -> Tensor:
+def channel_last(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a channel-first module, such as a convolution, to a map (B, H, W, C)."""
     return module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
@@ -139,12 +141,12 @@ def _project_recomputed(act: nn.Module, fc2: nn.Module, hidden: Tensor) -> Tenso
     activated = act(hidden)
     storage = activated.untyped_storage().data_ptr()
 
-    def pack(tensor: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...], int]:
+    def pack(tensor: Tensor) -> Tensor | tuple:
         if tensor.untyped_storage().data_ptr() != storage:
             return tensor
         return tensor.size(), tensor.stride(), tensor.storage_offset()
 
-    def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...], int]) -> Tensor:
+    def unpack(packed: Tensor | tuple) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
         with torch.no_grad():
@@ -163,6 +165,8 @@ class ScaledResidual(nn.Module):
     Args:
         rate: probability of dropping the branch, in [0, 1).
     """
+
+    keep: Tensor
 
     def __init__(self, rate: float):
         super().__init__()

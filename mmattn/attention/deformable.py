@@ -1,4 +1,4 @@
-"""Deformable attention (DAT, arXiv 2201.00520, section 3.2; DAT++, arXiv 2309.01430) as a module."""
+"""Deformable attention (DAT, arXiv 2201.00520, section 3.2; DAT++, arXiv 2309.01430)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Position biases of deformable attention: the papers' sampled table, and what their ablations compare it with.
+"""Position biases of deformable attention: the papers' sampled table and its ablations.
 
 Each attends with its own bias: ``forward(q, k, v, queries, positions)`` takes queries, keys and
 values (B, heads, N, d), the :class:`QueryGrid` and the sampled points (B, G, H_k, W_k, 2), and

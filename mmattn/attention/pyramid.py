@@ -1,4 +1,4 @@
-"""QuadTree attention over given token pyramids (Tang et al., ICLR 2022, arXiv 2201.02767, section 3)."""
+"""QuadTree attention over given token pyramids (arXiv 2201.02767, section 3)."""
 
 from __future__ import annotations
 
@@ -69,29 +69,40 @@ def attend_pyramids(
     levels = _check(queries, keys, values, num_heads, topks, attn_type, level_weights, key_extent)
     topks = [topks] * levels if isinstance(topks, int) else topks
     weights = None if level_weights is None else level_weights.softmax(0)
-    message = indices = scores = None
+
+    def padding(depth: int) -> Tensor | None:
+        return None if key_extent is None else _padding(keys, levels - 1 - depth, key_extent, depth)
+
+    def weigh(message: Tensor, depth: int) -> Tensor:
+        return message if weights is None else message * weights[depth].to(message.dtype)
+
     kept = []
-    for i, topk in enumerate(topks):
-        level = levels - 1 - i
-        q, k, v = (_to_quads(t[level], num_heads, i) for t in (queries, keys, values))
-        padding = None if key_extent is None else _padding(keys, level, key_extent, i)
-        if i == 0:
-            chosen = topk if levels > 1 or attn_type == 'A' else None
-            own, indices, scores = quadtree_root(q, k, v, chosen, attn_type, padding, inspect)
-        else:
-            q = q.unflatten(1, (-1, 4))
-            chosen = topk if level else None
-            parent_scores = scores if attn_type == 'A' else None
-            own, indices, scores = (
-                None if t is None else t.flatten(1, 2)
-                for t in quadtree_level(q, k, v, indices, chosen, parent_scores, padding, inspect)
-            )
-        if weights is not None:
-            own = own * weights[i].to(own.dtype)
-        message = own if message is None else _refine(message, own)
-        if inspect and indices is not None:
-            kept.append(_kept_keys(queries[level], keys[level], indices, scores, i))
-    return _from_quads(message, *queries[0].shape[2:], levels - 1), kept
+    q, k, v = (_to_quads(maps[-1], num_heads, 0) for maps in (queries, keys, values))
+    chosen = topks[0] if levels > 1 or attn_type == 'A' else None
+    message, indices, scores = quadtree_root(q, k, v, chosen, attn_type, padding(0), inspect)
+    message = weigh(message, 0)
+    for depth in range(1, levels):
+        level = levels - 1 - depth
+        assert indices is not None  # every level but the finest chooses
+        if inspect:
+            kept.append(_kept_keys(queries[level + 1], keys[level + 1], indices, scores, depth - 1))
+        q, k, v = (_to_quads(maps[level], num_heads, depth) for maps in (queries, keys, values))
+        own, indices, scores = quadtree_level(
+            q.unflatten(1, (-1, 4)),
+            k,
+            v,
+            indices,
+            topks[depth] if level else None,
+            scores if attn_type == 'A' else None,
+            padding(depth),
+            inspect,
+        )
+        indices, scores = (None if t is None else t.flatten(1, 2) for t in (indices, scores))
+        message = _refine(message, weigh(own.flatten(1, 2), depth))
+    if inspect and indices is not None:
+        kept.append(_kept_keys(queries[0], keys[0], indices, scores, levels - 1))
+    height, width = queries[0].shape[2:]
+    return _from_quads(message, height, width, levels - 1), kept
 
 
 def check_attn_type(attn_type: str) -> None:
@@ -108,7 +119,8 @@ def check_topks(topks: int | Sequence[int], num_levels: int) -> None:
         levels = [f'level {num_levels - 1 - i}' for i in range(num_levels)]
     else:
         raise ValueError(
-            f'topks must be an integer or {num_levels} of them, one a level, coarsest first, got {topks!r}'
+            f'topks must be an integer or {num_levels} of them, one a level, coarsest first, '
+            f'got {topks!r}'
         )
     for topk, level in zip(topks, levels, strict=True):
         if not isinstance(topk, int) or topk < 1:
@@ -116,11 +128,11 @@ def check_topks(topks: int | Sequence[int], num_levels: int) -> None:
 
 
 def _to_quads(x: Tensor, num_heads: int, depth: int) -> Tensor:
-    """(B, heads*d, H, W) -> (B, H*W, heads, d): cells of side 2**depth row-major, quad order within each."""
+    """(B, heads*d, H, W) -> (B, H*W, heads, d), in quad order within cells of side 2**depth."""
     batch, channels, height, width = x.shape
     cell, d = 2**depth, channels // num_heads
     halves = [2] * depth
-    # Channels last before the tokens move: a gradient that takes both steps in one is several times slower.
+    # Channels last before the tokens move: the gradient of both steps in one is several times slower.
     x = x.permute(0, 2, 3, 1).contiguous()
     x = x.view(batch, height // cell, *halves, width // cell, *halves, num_heads, d)
     rows, columns = range(1, 2 + depth), range(2 + depth, 3 + 2 * depth)
@@ -141,12 +153,12 @@ def _from_quads(x: Tensor, height: int, width: int, depth: int) -> Tensor:
 
 
 def _refine(coarse: Tensor, fine: Tensor) -> Tensor:
-    """The sum of two levels' messages, (B, P, heads, d) and (B, 4P, heads, d), at the finer one."""
+    """Sum of two levels' messages, (B, P, heads, d) and (B, 4P, heads, d), at the finer one."""
     return (coarse.unsqueeze(2) + fine.unflatten(1, (-1, 4))).flatten(1, 2)
 
 
 def _padding(keys: Sequence[Tensor], level: int, extent: tuple[int, int], depth: int) -> Tensor:
-    """(H_l*W_l,) in quad order: which keys of a level lie wholly outside ``extent`` of the finest."""
+    """Mask of a level's keys wholly outside ``extent`` of the finest, (H_l*W_l,) in quad order."""
     height, width = keys[level].shape[2:]
     device = keys[level].device
     rows, columns = (
@@ -158,21 +170,32 @@ def _padding(keys: Sequence[Tensor], level: int, extent: tuple[int, int], depth:
 
 
 def _kept_keys(
-    query_map: Tensor, key_map: Tensor, indices: Tensor, scores: Tensor, depth: int
+    query_map: Tensor, key_map: Tensor, indices: Tensor, scores: Tensor | None, depth: int
 ) -> KeptKeys:
-    query_size, key_size = tuple(query_map.shape[2:]), tuple(key_map.shape[2:])
-    row_major = torch.arange(key_size[0] * key_size[1], device=indices.device)
-    row_major = _to_quads(row_major.view(1, 1, *key_size), 1, depth).flatten()
+    """Keys kept by a level, tokens in row-major order."""
+    assert scores is not None  # returned with `inspect`
+    (height, width), (rows, columns) = query_map.shape[2:], key_map.shape[2:]
+    row_major = torch.arange(rows * columns, device=indices.device)
+    row_major = _to_quads(row_major.view(1, 1, rows, columns), 1, depth).flatten()
     return KeptKeys(
-        query_size,
-        key_size,
-        _from_quads(row_major[indices], *query_size, depth),
-        _from_quads(scores.detach(), *query_size, depth),
+        (height, width),
+        (rows, columns),
+        _from_quads(row_major[indices], height, width, depth),
+        _from_quads(scores.detach(), height, width, depth),
     )
 
 
-def _check(queries, keys, values, num_heads, topks, attn_type, level_weights, key_extent) -> int:
-    """The number of levels, or an error that says what does not fit, and at which level."""
+def _check(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    num_heads: int,
+    topks: int | Sequence[int],
+    attn_type: str,
+    level_weights: Tensor | None,
+    key_extent: tuple[int, int] | None,
+) -> int:
+    """Number of levels, or a ValueError that names the argument and the level."""
     levels = len(queries)
     if not levels or not len(keys) == len(values) == levels:
         raise ValueError(
@@ -187,8 +210,9 @@ def _check(queries, keys, values, num_heads, topks, attn_type, level_weights, ke
     for level, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
         if q.shape[:2] != k.shape[:2] or k.shape != v.shape:
             raise ValueError(
-                f'queries, keys and values must agree in batch and channels, and keys and values in size, '
-                f'got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} at level {level}'
+                f'queries, keys and values must agree in batch and channels, '
+                f'and keys and values in size, got {tuple(q.shape)}, {tuple(k.shape)} '
+                f'and {tuple(v.shape)} at level {level}'
             )
     if level_weights is not None and attn_type == 'A':
         raise ValueError("level_weights are type B's, type A sums its levels: got both")
@@ -214,13 +238,13 @@ def _check_map(name: str, level: int, x: Tensor, maps: Sequence[Tensor], num_hea
         )
     if num_heads < 1 or x.shape[1] < 1 or x.shape[1] % num_heads:
         raise ValueError(
-            f'channels of {name} must be a multiple of num_heads, got {x.shape[1]} channels at level {level} '
-            f'and num_heads {num_heads}'
+            f'channels of {name} must be a multiple of num_heads, '
+            f'got {x.shape[1]} channels at level {level} and num_heads {num_heads}'
         )
     if level:
         finer = tuple(maps[level - 1].shape)
         if finer != (*shape[:2], *(2 * side for side in shape[2:])):
             raise ValueError(
-                f'each level of {name} must halve the sides of the finer one, got {shape} at level {level} '
-                f'after {finer}'
+                f'each level of {name} must halve the sides of the finer one, '
+                f'got {shape} at level {level} after {finer}'
             )

@@ -1,4 +1,4 @@
-"""QuadTree attention (Tang et al., ICLR 2022, arXiv 2201.02767) as a module: self and cross, types A and B."""
+"""QuadTree attention (Tang et al., ICLR 2022, arXiv 2201.02767): self and cross, types A and B."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ class QuadTreeAttention(nn.Module):
         ValueError: an argument is out of range, or dim is no multiple of num_heads; in ``forward``,
             a map has another number of channels or, with ``lepe``, the two differ in size.
     """
+
+    level_weights: nn.Parameter | None
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class QuadTreeAttention(nn.Module):
         """Map (B, H, W, C), and a context (B, H', W', C) if it is another map -> (B, H, W, C)."""
         context = query_map if context_map is None else context_map
         self._check_maps(query_map, context)
-        if self.lepe and context.shape != query_map.shape:
+        if len(self.lepe) and context.shape != query_map.shape:
             raise ValueError(
                 f'with lepe, context_map must have the size of query_map, '
                 f'got {tuple(context.shape)} and {tuple(query_map.shape)}'
@@ -103,7 +105,7 @@ class QuadTreeAttention(nn.Module):
             values.append(branch(values[-1]))
         message, _ = self._attend(queries, keys, values, context)
         message = message.flatten(2).unflatten(1, queries[0].shape[2:])
-        if self.lepe:
+        if len(self.lepe):
             message = message + self._enhance(values).permute(0, 2, 3, 1)
         return self.proj(message.narrow(1, 0, height).narrow(2, 0, width))
 
@@ -163,13 +165,12 @@ class QuadTreeAttention(nn.Module):
     def _enhance(self, values: list[Tensor]) -> Tensor:
         """Convolutions of all levels' values, finest first -> their mix (B, C, H_0, W_0)."""
         if self.level_weights is None:
-            weights = [1.0] * self.num_levels
+            weights = values[0].new_ones(self.num_levels)
         else:
-            weights = self.level_weights.softmax(0).unbind()
-        mix = None
-        for conv, weight, value in zip(self.lepe, weights, reversed(values), strict=True):
-            own = weight * conv(value)
-            mix = own if mix is None else own + F.interpolate(mix, size=own.shape[2:])
+            weights = self.level_weights.softmax(0)
+        mix = weights[0] * self.lepe[0](values[-1])
+        for i in range(1, self.num_levels):
+            mix = F.interpolate(mix, scale_factor=2) + weights[i] * self.lepe[i](values[-1 - i])
         return mix
 
     def _check_maps(self, query_map: Tensor, context: Tensor) -> None:

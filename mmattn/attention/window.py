@@ -1,4 +1,4 @@
-"""Window attention with a relative position bias: local (Swin) and global (GC ViT, arXiv 2206.09959)."""
+"""Window attention with a relative position bias: local (Swin), global (GC ViT)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class _WindowAttention(nn.Module):
     """Projections, bias table and window layout of local and global window attention."""
 
     shift = 0
+    relative_position_index: Tensor
 
     def __init__(self, dim: int, num_heads: int, window_size: int, num_projections: int):
         super().__init__()

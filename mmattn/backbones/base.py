@@ -79,6 +79,8 @@ class Stage(nn.Module):
         with_cp: recompute the blocks in backward instead of storing their activations.
     """
 
+    blocks: Sequence[TransformerBlock]
+
     def __init__(
         self,
         blocks: Sequence[TransformerBlock],
@@ -88,7 +90,7 @@ class Stage(nn.Module):
     ):
         super().__init__()
         self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = nn.ModuleList(blocks)  # type: ignore[assignment] # typed by its elements
         self.norm = norm
         self.with_cp = with_cp
 
@@ -132,6 +134,9 @@ class PyramidBackbone(BaseModule):
 
     family: str
     """Family of the checkpoints, as in ``configs/<family>``."""
+    stem: nn.Module
+    stages: Sequence[Stage]
+    init_cfg: dict | list | None
 
     def __init__(
         self,
@@ -153,9 +158,10 @@ class PyramidBackbone(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.stem = stem
-        self.stages = nn.ModuleList(stages)
-        for i in self.out_indices if output_norms else ():
-            self.add_module(f'norm{i}', nn.LayerNorm(output_norms[i]))
+        self.stages = nn.ModuleList(stages)  # type: ignore[assignment] # typed by its elements
+        if output_norms is not None:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', nn.LayerNorm(output_norms[i]))
         self.apply(init_linear)
         self.register_load_state_dict_pre_hook(rename_on_load)
         self._freeze()

@@ -1,4 +1,4 @@
-"""Deformable Attention Transformer: DAT (Xia et al., CVPR 2022, arXiv 2201.00520) and DAT++ (arXiv 2309.01430).
+"""Deformable Attention Transformer: DAT (CVPR 2022, arXiv 2201.00520), DAT++ (arXiv 2309.01430).
 
 A convolutional stem, then four stages at 1/4 to 1/32 of the image, each a sequence of blocks with
 local (L), shifted-window (S), neighborhood (N) or deformable (D) attention. DAT++ adds

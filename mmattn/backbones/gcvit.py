@@ -7,7 +7,7 @@ stage from the whole map. Maps are channel-last, (B, H, W, C).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,8 +128,11 @@ class ConvStem(nn.Module):
         return self.downsample(channel_last(self.proj, x))
 
 
-STEMS = {'conv': ConvStem, 'patchify': lambda in_channels, dim: ConvNorm(in_channels, dim, 4, 4)}
-DOWNSAMPLERS = {
+STEMS: dict[str, Callable[[int, int], nn.Module]] = {
+    'conv': ConvStem,
+    'patchify': lambda in_channels, dim: ConvNorm(in_channels, dim, 4, 4),
+}
+DOWNSAMPLERS: dict[str, Callable[[int, int], nn.Module]] = {
     'fused_mbconv': Downsample,
     'max_pool': MaxPoolDownsample,
     'patch_merging': PatchMergingDownsample,
@@ -170,7 +173,7 @@ class GlobalQueryGenerator(nn.Module):
         self.steps = nn.Sequential(*(FeatureExtract(dim, pool) for pool in pools))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, window_size, window_size, C), resized where the steps end elsewhere."""
+        """(B, H, W, C) -> (B, window_size, window_size, C), resized if the steps end elsewhere."""
         x = self.steps(x.permute(0, 3, 1, 2))
         window = (self.window_size, self.window_size)
         if torch.compiler.is_exporting() or x.shape[2:] != window:

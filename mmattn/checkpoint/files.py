@@ -1,4 +1,4 @@
-"""From a path, a URL or a state dict to named tensors, without ever executing what a file contains."""
+"""Reading named tensors from a path, a URL or a state dict without executing code of a file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlparse
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Where training programs keep the weights within a checkpoint, and an average of them; the first that is there wins.
+# Containers of the weights in checkpoints of training programs, and of their average; the first
+# that is there wins.
 RAW_WEIGHTS = ('state_dict', 'model')
 AVERAGED_WEIGHTS = ('state_dict_ema', 'model_ema')
 CONTAINERS = RAW_WEIGHTS + AVERAGED_WEIGHTS
@@ -28,19 +30,19 @@ class CheckpointError(ValueError):
 
 
 def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint by name, on the CPU, and what to call their source in messages.
+    """Read the tensors of a checkpoint by name, on the CPU, and a label of the source for messages.
 
-    Those of a file may be mapped from it rather than read: it must not change while they are in use.
+    Tensors of a file may be mapped: it must not change while they are in use.
 
     Args:
-        source: a ``.safetensors`` file or one of ``torch.save``, an http(s) address of one (downloaded once into
-            torch.hub's folder), or a mapping. Weights may lie in a container ('state_dict', 'model', ...) and
-            carry DDP's ``module.`` prefix.
+        source: a ``.safetensors`` file or one of ``torch.save``, an http(s) address of one
+            (downloaded once into torch.hub's folder), or a mapping. Weights may lie in a container
+            ('state_dict', 'model', ...) and carry DDP's ``module.`` prefix.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file cannot be downloaded, is damaged, needs more than tensors and plain values to be
-            read, or has no weights in it.
+        CheckpointError: the file cannot be downloaded, is damaged, holds more than tensors and
+            plain values, or has no weights in it.
         TypeError: source is none of the above.
     """
     content, label = read_checkpoint(source)
@@ -48,8 +50,8 @@ def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], st
     return weights_of(content, label, container), label
 
 
-def read_checkpoint(source: str | Path | Mapping) -> tuple[object, str]:
-    """All that is in a checkpoint, and what to call it in messages; arguments and errors as above."""
+def read_checkpoint(source: str | Path | Mapping) -> tuple[Any, str]:
+    """Read all of a checkpoint, and its label; arguments and errors as :func:`read_state_dict`."""
     if isinstance(source, Mapping):
         return source, 'a state dict'
     if isinstance(source, (str, Path)):
@@ -57,8 +59,8 @@ def read_checkpoint(source: str | Path | Mapping) -> tuple[object, str]:
     raise TypeError(f'source must be a path, a URL or a state dict, got {type(source).__name__}')
 
 
-def weight_sets(content: object) -> dict[str, str]:
-    """The containers of a checkpoint's sets of weights: 'raw' as trained, 'ema' averaged over the training."""
+def weight_sets(content: Any) -> dict[str, str]:
+    """Containers of a checkpoint's weights: 'raw' as trained, 'ema' averaged over the training."""
     if _has(content, MMENGINE_RAW_WEIGHTS) and 'steps' in content[MMENGINE_RAW_WEIGHTS]:
         return dict(ema='state_dict', raw=MMENGINE_RAW_WEIGHTS)
     sets = {}
@@ -68,8 +70,8 @@ def weight_sets(content: object) -> dict[str, str]:
     return sets
 
 
-def weights_of(content: object, label: str, container: str | None) -> dict[str, Tensor]:
-    """The tensors in a container of a checkpoint, or at its top, without DDP's prefix.
+def weights_of(content: Any, label: str, container: str | None) -> dict[str, Tensor]:
+    """Tensors in a container of a checkpoint, or at its top, without DDP's prefix.
 
     Raises:
         CheckpointError: there are none.
@@ -111,18 +113,18 @@ def _local_file(source: str) -> Path:
             torch.hub.download_url_to_file(source, str(path))
         except (OSError, HTTPException) as error:  # of the first kind are urllib's own
             raise CheckpointError(
-                f'{source} cannot be downloaded: {_first_line(error)}; download it by other means and '
-                f'name the file'
+                f'{source} cannot be downloaded: {_first_line(error)}; download it by other '
+                f'means and name the file'
             ) from error
     return path
 
 
-def _read_file(path: Path):
+def _read_file(path: Path) -> Any:
     return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file begins as one: the header's length as 8 bytes, and a JSON object."""
+    """True if a file begins with the header's length as 8 bytes and a JSON object."""
     with path.open('rb') as file:
         start = file.read(9)
     return start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
@@ -142,7 +144,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f'{path} is damaged or cut short: {_first_line(error)}') from error
 
 
-def _read_torch(path: Path):
+def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_training_state_types()):
             # Zip files (torch >= 1.6) are mapped, so that the weights are not in memory twice.
@@ -152,8 +154,8 @@ def _read_torch(path: Path):
     except pickle.UnpicklingError as error:
         if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
             raise CheckpointError(
-                f'{path} holds more than tensors and plain values, and reading it would execute code from the '
-                f'file; if you trust it, save its weights alone: '
+                f'{path} holds more than tensors and plain values, and reading it would execute '
+                f'code from the file; if you trust it, save its weights alone: '
                 f'torch.save(torch.load(file, weights_only=False)["state_dict"], new_file)'
             ) from error
         raise CheckpointError(
@@ -164,7 +166,7 @@ def _read_torch(path: Path):
 
 
 def _training_state_types() -> list:
-    """What training programs save beside tensors: options (timm, Swin's, mmcv's) and mmengine's logs."""
+    """Types saved beside tensors: options (timm, Swin, mmcv) and logs (mmengine)."""
     array = np.zeros(1)
     # Each by its name in files of numpy 1 and of numpy 2.
     numpy = [
@@ -191,14 +193,14 @@ _DICTIONARIES = (
 
 
 class _Log:
-    """Stands for mmengine's HistoryBuffer, whose unpickling would change that class for all."""
+    """Stand-in for mmengine's HistoryBuffer, whose unpickling would change that class for all."""
 
-    def __setstate__(self, state) -> None:
-        """Forget what was logged: loading weights has no use for it."""
+    def __setstate__(self, state: object) -> None:
+        """Forget the log: loading weights has no use for it."""
 
 
-def _nothing(*_) -> None:
-    """Stands for a function that a file names."""
+def _nothing(*_: object) -> None:
+    """Stand-in for a function that a file names."""
 
 
 def _first_line(error: Exception) -> str:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .names import CLASSIFIER_HEAD, CLASSIFIER_NORM, REBUILT, StateDict, rename
 from .resize import resize
 
 _OUTPUT_NORM = re.compile(r'norm\d+\.')
 _STAGE = re.compile(r'stages\.(\d+)\.')
+
+
+class Backbone(Protocol):
+    """A module that names the family of its checkpoints."""
+
+    family: str
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -82,9 +90,7 @@ def is_output_norm(name: str) -> bool:
     return _OUTPUT_NORM.match(name) is not None
 
 
-def rename_on_load(
-    backbone: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object
-) -> None:
+def rename_on_load(backbone: Backbone, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
     """Fit published tensors to a backbone on their way into ``load_state_dict``.
 
     A pre-hook of :meth:`torch.nn.Module.load_state_dict`, which the backbones register. What does

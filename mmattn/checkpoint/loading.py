@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from .files import CheckpointError, read_state_dict
-from .fit import Fitted, fit_backbone, is_output_norm
+from .fit import Backbone, Fitted, fit_backbone, is_output_norm
 from .names import (
     CLASSIFIER_HEAD,
     CLASSIFIER_NORM,
@@ -123,9 +124,13 @@ def to_own_format(state: StateDict, label: str = 'a state dict') -> tuple[str, S
     raise CheckpointError(_unknown(label, state, tuple(FAMILIES)))
 
 
-def _find_backbone(model: nn.Module) -> tuple[nn.Module, bool]:
+def _find_backbone(model: nn.Module) -> tuple[Backbone, bool]:
     """Backbone of this package, and whether the model is more than it."""
-    for is_whole, module in ((False, model), (True, getattr(model, 'backbone', None))):
+    candidates: tuple[tuple[bool, Any], ...] = (
+        (False, model),
+        (True, getattr(model, 'backbone', None)),
+    )
+    for is_whole, module in candidates:
         if getattr(module, 'family', None) in FAMILIES:
             return module, is_whole
     raise TypeError(

@@ -1,4 +1,4 @@
-"""What happened to each tensor of a checkpoint."""
+"""Report on each tensor of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class LoadReport:
-    """Names are those of a model with our backbone (``backbone.*``), whatever they are in the checkpoint.
+    """Fate of each tensor of a checkpoint, by the names of a model with our backbone.
 
     Attributes:
         source: the file, or 'a state dict'.
-        format: what the checkpoint was found to be, such as 'published gcvit classifier'.
-        loaded: tensors that were copied as they are.
+        format: origin, family and kind, such as 'published gcvit classifier'.
+        loaded: tensors that were copied unchanged.
         resized: tensors that were interpolated, with both shapes.
-        dropped: tensors of the checkpoint that the model has no use for, with the reason.
+        dropped: tensors of the checkpoint that were not used, with the reason.
         fresh: tensors of the model that the checkpoint does not have; they keep their values.
     """
 
@@ -27,10 +27,10 @@ class LoadReport:
 
     @property
     def summary(self) -> str:
-        """One line: the source, what it is, and how many tensors went each way."""
+        """One line: source, format, and the number of tensors loaded, resized, dropped, fresh."""
         return (
-            f'{self.source} ({self.format}): {len(self.loaded)} loaded, {len(self.resized)} resized, '
-            f'{len(self.dropped)} dropped, {len(self.fresh)} fresh'
+            f'{self.source} ({self.format}): {len(self.loaded)} loaded, '
+            f'{len(self.resized)} resized, {len(self.dropped)} dropped, {len(self.fresh)} fresh'
         )
 
     def __str__(self) -> str:

@@ -93,7 +93,7 @@ def window_attention_weights(
     q = _query_windows(q, k, window_size, shift)
     k = _lay_out(k, window_size, shift, pad_k)
     if shift:
-        bias = bias + _shift_mask(*k.shape[1:3], window_size, shift, bias)
+        bias = bias + _shift_mask(k.shape[1], k.shape[2], window_size, shift, bias)
     scores = (q * q.shape[-1] ** -0.5) @ _partition(k, window_size).transpose(-2, -1)
     return (scores + bias).softmax(dim=-1)
 
@@ -114,7 +114,7 @@ def _attend(
     with without_autocast(v):
         weights = window_attention_weights(q, k, bias, window_size, shift, pad_k)
         v = _lay_out(v, window_size, shift, pad_v)
-        out = _join(weights @ _partition(v, window_size), *v.shape[1:3], window_size)
+        out = _join(weights @ _partition(v, window_size), v.shape[1], v.shape[2], window_size)
     if shift:
         out = out.roll((shift, shift), dims=(1, 2))
     return out.narrow(1, 0, height).narrow(2, 0, width).to(dtype)

@@ -1,5 +1,7 @@
 """Triton kernels of window and deformable attention; importing this needs triton."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,13 @@ __all__ = [
 
 def register(device: str) -> None:
     """Register the kernels for a device: 'CUDA', or 'CPU' if Triton interprets them."""
-    for name, kernel in {
+    kernels: dict[str, Callable[..., object]] = {
         'deform_attention': deform_attention_forward,
         'deform_attention_backward': _deform_attention_backward,
         'window_attention': window_attention_forward,
         'window_attention_backward': _window_attention_backward,
-    }.items():
+    }
+    for name, kernel in kernels.items():
         torch.library.impl(f'mmattn::{name}', device)(kernel)
 
 

@@ -6,6 +6,8 @@ The probabilities are recomputed from the saved log-sum-exp, as in FlashAttentio
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -50,13 +52,16 @@ def window_attention_backward(
         pad_v; each contiguous, in the shape and dtype of what it belongs to.
     """
     if not k.numel():
-        return tuple(torch.zeros_like(t).contiguous() for t in (q, k, v, bias, pad_k, pad_v))
+        dq, dk, dv, dbias, dpad_k, dpad_v = (
+            torch.zeros_like(t).contiguous() for t in (q, k, v, bias, pad_k, pad_v)
+        )
+        return dq, dk, dv, dbias, dpad_k, dpad_v
     launch = WindowLaunch(q, k, window_size, shift)
     batch, heads, d = k.shape[0], launch.heads, k.shape[-1]
     grad, q, k, v, pad_k, pad_v = (
         last_contiguous(t) for t in (grad.to(v.dtype), q, k, v, pad_k, pad_v)
     )
-    kinds = dict(dtype=lse.dtype, device=q.device)
+    kinds: dict[str, Any] = dict(dtype=lse.dtype, device=q.device)
     n, parts = window_size**2, launch.parts
     shared = launch.constants['SHARED_QUERY']
     dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (k, v))
