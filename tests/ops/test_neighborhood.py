@@ -54,7 +54,7 @@ def test_smaller_maps_are_padded_with_zero_tokens():
     [
         (dict(k=torch.zeros(2, 5, 5, 2, 4)), r'q, k and v .*\(2, 5, 5, 2, 4\)'),
         (dict(kernel_size=4), 'kernel_size must be odd and positive, got 4'),
-        (dict(kernel_size=7), 'a map of 5 x 6 is smaller than kernel_size 7'),
+        (dict(kernel_size=7), 'q must be at least kernel_size 7 .* got a map of 5 x 6'),
         (
             dict(rpb=torch.zeros(2, 5, 4)),
             r'rpb must be \(heads, N, N\) = \(2, 5, 5\), got \(2, 5, 4\)',
