@@ -132,7 +132,7 @@ def _to_quads(x: Tensor, num_heads: int, depth: int) -> Tensor:
     batch, channels, height, width = x.shape
     cell, d = 2**depth, channels // num_heads
     halves = [2] * depth
-    # Channels last before the tokens move: the gradient of both steps in one is several times slower.
+    # Channels last before the tokens move: the gradient of both steps in one is far slower.
     x = x.permute(0, 2, 3, 1).contiguous()
     x = x.view(batch, height // cell, *halves, width // cell, *halves, num_heads, d)
     rows, columns = range(1, 2 + depth), range(2 + depth, 3 + 2 * depth)

@@ -215,7 +215,7 @@ class GCViT(PyramidBackbone):
         arch: 'xxtiny', 'xtiny', 'tiny', 'tiny2', 'small', 'small2', 'base', 'large', or a dict with
             the fields of :class:`GCViTArch`.
         window_size: side of the windows in tokens, one a stage: (7, 7, 14, 7) in the classifiers at
-            224, (12, 12, 24, 12) at 384, (16, 16, 32, 16) at 512, (24, 24, 24, 24) in the detectors.
+            224, (12, 12, 24, 12) at 384, (16, 16, 32, 16) at 512, (24, 24, 24, 24) in detectors.
         resolution: image side in pixels that the weights were trained for. Only the number of
             pooling steps of stage 2's global query depends on it.
         out_indices: stages whose maps are returned.

@@ -18,13 +18,14 @@ C10_HOST_DEVICE inline A to_cells(A position, int64_t size) {
 template <class A>
 struct Corners {
   int64_t row[2], column[2];
-  A y, x;  // how far the position is from the first row and column, in cells
+  A y, x;                    // how far the position is from the first row and column, in cells
   bool rows[2], columns[2];  // which are inside the map
 
   C10_HOST_DEVICE Corners(A position_y, A position_x, int64_t height, int64_t width) {
     const A cy = to_cells(position_y, height), cx = to_cells(position_x, width);
     // Not so for NaN either.
-    const bool near = cy >= -1 && cy <= static_cast<A>(height) && cx >= -1 && cx <= static_cast<A>(width);
+    const bool near =
+        cy >= -1 && cy <= static_cast<A>(height) && cx >= -1 && cx <= static_cast<A>(width);
     const A fy = near ? std::floor(cy) : A(0), fx = near ? std::floor(cx) : A(0);
     y = near ? cy - fy : A(0);
     x = near ? cx - fx : A(0);

@@ -14,12 +14,12 @@ constexpr int FAMILY = 4;
 
 struct QuadtreeShape {
   int64_t batch, heads, depth;
-  int64_t parents;  // of the queries
-  int64_t families;  // of keys that each parent has kept: K
-  int64_t candidates;  // their children
-  int64_t kept;  // candidates that each query keeps, 0 where nothing is chosen
+  int64_t parents;       // of the queries
+  int64_t families;      // of keys that each parent has kept: K
+  int64_t candidates;    // their children
+  int64_t kept;          // candidates that each query keeps, 0 where nothing is chosen
   int64_t key_families;  // of all keys
-  int64_t items;  // parents of all images and heads, which are worked on independently
+  int64_t items;         // parents of all images and heads, which are worked on independently
 
   QuadtreeShape(const Tensor& queries, const Tensor& keys, const Tensor& indices, int64_t topk)
       : batch(queries.size(0)),
@@ -72,7 +72,8 @@ struct QuadtreeOutputs {
 };
 
 struct QuadtreeGradients {
-  Tensor queries, keys, values, parent_scores;  // of keys and values (B, heads, M, d), to be summed up
+  Tensor queries, keys, values,
+      parent_scores;  // of keys and values (B, heads, M, d), to be summed up
 
   QuadtreeGradients(const QuadtreeShape& s, const Tensor& like, bool type_a) {
     const ScalarType dtype = like.scalar_type(), accumulate = accumulate_dtype(dtype);
@@ -83,8 +84,7 @@ struct QuadtreeGradients {
     parent_scores = empty({0}, like, accumulate);
     if (!type_a) return;
     parent_scores = empty({s.batch, s.heads, s.parents, s.families}, like, accumulate);
-    parent_scores =
-        torch::stable::transpose(torch::stable::transpose(parent_scores, 1, 2), 2, 3);
+    parent_scores = torch::stable::transpose(torch::stable::transpose(parent_scores, 1, 2), 2, 3);
   }
 
   std::tuple<Tensor, Tensor, Tensor, Tensor> returned(ScalarType dtype) const {

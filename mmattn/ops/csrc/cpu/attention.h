@@ -17,11 +17,11 @@ constexpr int64_t QUERY_TILE = 32, KEY_TILE = 256;
 // Buffers of a task; d is the depth of a head and `width` d with zero padding.
 template <class A>
 struct Workspace {
-  int64_t d, width, row;  // row: from one query's scores to the next one's
-  Buffer<A> q, grad, out;  // (QUERY_TILE, width)
-  Buffer<A> scores, dscores;  // (QUERY_TILE, row)
-  Buffer<A> k, v, dk, dv;  // (keys, width); only k and v hold more than one tile
-  Buffer<A> kt, vt;  // tiles of (d, KEY_TILE)
+  int64_t d, width, row;                // row: from one query's scores to the next one's
+  Buffer<A> q, grad, out;               // (QUERY_TILE, width)
+  Buffer<A> scores, dscores;            // (QUERY_TILE, row)
+  Buffer<A> k, v, dk, dv;               // (keys, width); only k and v hold more than one tile
+  Buffer<A> kt, vt;                     // tiles of (d, KEY_TILE)
   A most[QUERY_TILE], sum[QUERY_TILE];  // of a query's scores so far
   A lse[QUERY_TILE], delta[QUERY_TILE];
 
@@ -128,13 +128,32 @@ void attend(
       const int64_t count = std::min(KEY_TILE, keys - j0);
       write_bias(i0, rows, j0, count, w.scores + 0, w.row);
       gemm<A>(
-          rows, pad_to_lanes<A>(count), w.d, w.q, w.width, 1, w.kt + j0 * w.d, KEY_TILE, w.scores, w.row,
+          rows,
+          pad_to_lanes<A>(count),
+          w.d,
+          w.q,
+          w.width,
+          1,
+          w.kt + j0 * w.d,
+          KEY_TILE,
+          w.scores,
+          w.row,
           true);
       for (int64_t i = 0; i < rows; ++i)
         carry_on_softmax<A>(
             w.scores + i * w.row, count, w.out + i * w.width, w.width, w.most[i], w.sum[i]);
       gemm<A>(
-          rows, w.width, count, w.scores, w.row, 1, w.v + j0 * w.width, w.width, w.out, w.width, true);
+          rows,
+          w.width,
+          count,
+          w.scores,
+          w.row,
+          1,
+          w.v + j0 * w.width,
+          w.width,
+          w.out,
+          w.width,
+          true);
     }
     for (int64_t i = 0; i < rows; ++i)
       write(i0 + i, w.out + i * w.width, 1 / w.sum[i], w.most[i] + std::log(w.sum[i]));
@@ -190,7 +209,18 @@ void attend_backward(
       add_bias_gradient(i0, rows, j0, count, w.dscores + 0, w.row);
       gemm<A>(count, w.width, rows, w.scores, 1, w.row, w.grad, w.width, w.dv, w.width, true);
       gemm<A>(count, w.width, rows, w.dscores, 1, w.row, w.q, w.width, w.dk, w.width, true);
-      gemm<A>(rows, w.width, count, w.dscores, w.row, 1, w.k, w.width, dq + i0 * w.width, w.width, true);
+      gemm<A>(
+          rows,
+          w.width,
+          count,
+          w.dscores,
+          w.row,
+          1,
+          w.k,
+          w.width,
+          dq + i0 * w.width,
+          w.width,
+          true);
     }
     for (int64_t j = 0; j < count; ++j) write_key(j0 + j, w.dk + j * w.width, w.dv + j * w.width);
   }

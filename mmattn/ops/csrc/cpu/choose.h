@@ -135,7 +135,7 @@ class Choice {
 
   int64_t candidates_, kept_, padded_;
   Buffer<Order> order_;
-  Buffer<int32_t> taken_;  // the places of those that are kept, ascending
+  Buffer<int32_t> taken_;       // the places of those that are kept, ascending
   Buffer<Order> own_, before_;  // their orders, and how many come before each
   Buffer<int32_t> places_;
 };

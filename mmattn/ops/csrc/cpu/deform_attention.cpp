@@ -74,7 +74,8 @@ class PositionBias {
   }
 
   // The same, and what add_gradient needs is kept.
-  void write_and_keep(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores, int64_t row) const {
+  void write_and_keep(int64_t i0, int64_t rows, int64_t j0, int64_t keys, A* scores, int64_t row)
+      const {
     read_keys(j0, keys);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t tile = i * KEY_TILE;
@@ -150,7 +151,8 @@ class PositionBias {
 
   // grid_sample's arithmetic, in its order; the cell that the table's border makes of an outside
   // one.
-  static void locate_on_axis(A query, const A* key, int64_t size, int64_t keys, A* cell, A* fraction) {
+  static void
+  locate_on_axis(A query, const A* key, int64_t size, int64_t keys, A* cell, A* fraction) {
     const A last = static_cast<A>(size - 1), outside = static_cast<A>(size);
     for (int64_t j = 0; j < keys; ++j) {
       const A t = ((query - key[j]) / 2 + 1) / 2 * last;
@@ -174,8 +176,8 @@ class PositionBias {
   int64_t row_;  // of the table with its border
   Buffer<A> table_, gradient_;
   Buffer<A> key_y_, key_x_;
-  Buffer<int32_t> cell_;  // the first of the four cells
-  Buffer<A> y_, x_;  // the position's distance from it, in cells
+  Buffer<int32_t> cell_;         // the first of the four cells
+  Buffer<A> y_, x_;              // the position's distance from it, in cells
   Buffer<A> slope_y_, slope_x_;  // of the bias, by the position in cells
   View<const A, 2> grid_, positions_;
 };
@@ -190,13 +192,14 @@ std::tuple<Tensor, Tensor> deform_attention(
     double scale) {
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Shape s(q, k, table, key_positions);
-  Tensor out = torch::stable::transpose(
-      empty({s.batch, s.queries, s.heads, s.d}, v, v.scalar_type()), 1, 2);
+  Tensor out =
+      torch::stable::transpose(empty({s.batch, s.queries, s.heads, s.d}, v, v.scalar_type()), 1, 2);
   Tensor lse = empty({s.batch, s.heads, s.queries}, v, accumulate_dtype(v.scalar_type()));
   dispatch(v.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    const auto from_q = view<const T, 4>(q), from_k = view<const T, 4>(k), from_v = view<const T, 4>(v);
+    const auto from_q = view<const T, 4>(q), from_k = view<const T, 4>(k),
+               from_v = view<const T, 4>(v);
     const auto tables = view<const A, 3>(table);
     const auto grid = view<const A, 2>(query_grid);
     const auto positions = view<const A, 4>(key_positions);
@@ -257,7 +260,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
   dispatch(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
-    const auto from_q = view<const T, 4>(q), from_k = view<const T, 4>(k), from_v = view<const T, 4>(v);
+    const auto from_q = view<const T, 4>(q), from_k = view<const T, 4>(k),
+               from_v = view<const T, 4>(v);
     const auto upstream = view<const T, 4>(grad), result = view<const T, 4>(out);
     const auto sums = view<const A, 3>(lse);
     const auto tables = view<const A, 3>(table);

@@ -158,8 +158,7 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
 #pragma omp simd reduction(+ : dot)
               for (int64_t c = 0; c < count; ++c)
                 dot += up[c] * static_cast<A>(cell[c * from_stride]);
-              for (int64_t c = 0; c < count; ++c)
-                gradient[c * to_stride] += up[c] * to.weight[i];
+              for (int64_t c = 0; c < count; ++c) gradient[c * to_stride] += up[c] * to.weight[i];
               dy += dot * from.dy[i];
               dx += dot * from.dx[i];
             }

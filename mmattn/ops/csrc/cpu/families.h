@@ -179,7 +179,8 @@ void weigh(
 #endif
   const int64_t width = pad_to_lanes<A>(s.depth);
   int64_t n = 0;
-  for (; n + WIDE * LANES<A> <= width; n += WIDE * LANES<A>) weigh_columns<WIDE>(weights, x, s, n, out);
+  for (; n + WIDE * LANES<A> <= width; n += WIDE * LANES<A>)
+    weigh_columns<WIDE>(weights, x, s, n, out);
   for (; n + 2 * LANES<A> <= width; n += 2 * LANES<A>) weigh_columns<2>(weights, x, s, n, out);
   for (; n < width; n += LANES<A>) weigh_columns<1>(weights, x, s, n, out);
 }
@@ -229,7 +230,8 @@ void softmax(A* numbers, int64_t families, bool each_family) {
       store<A>(most + l, greatest);
     }
     for (int q = 0; q < PAIRS; q += FAMILY) {
-      const A greatest = std::max(std::max(most[q], most[q + 1]), std::max(most[q + 2], most[q + 3]));
+      const A greatest =
+          std::max(std::max(most[q], most[q + 1]), std::max(most[q + 2], most[q + 3]));
       for (int c = 0; c < FAMILY; ++c) most[q + c] = greatest == -INFINITE ? A(0) : greatest;
     }
 #pragma GCC unroll 8

@@ -14,14 +14,14 @@ struct Backward {
   View<const A, 4> lse;
   View<T, 5> dq;
   View<A, 5> dk, dv;  // zero at first; strips add to them
-  View<A, 5> dbias;  // a share for each strip
+  View<A, 5> dbias;   // a share for each strip
 
   // What a task works in.
   struct Scratch {
     Rows<A> keys, transposed_keys, transposed_values, dk, dv;
     Buffer<A> bias, dbias;
     Buffer<A> q, grad, row;  // (width, channels); q is scaled
-    Buffer<A> p, ds;  // (width, window): of one row of queries
+    Buffer<A> p, ds;         // (width, window): of one row of queries
     Buffer<A> result;
 
     explicit Scratch(const Shape& s)
@@ -58,7 +58,8 @@ struct Backward {
         std::fill_n(w.dk[have], w.dk.size, A(0));
         std::fill_n(w.dv[have], w.dv.size, A(0));
       }
-      for (Rows<A>* rows : {&w.keys, &w.transposed_keys, &w.transposed_values}) rows->order(s.top(y));
+      for (Rows<A>* rows : {&w.keys, &w.transposed_keys, &w.transposed_values})
+        rows->order(s.top(y));
       read_row<T, A>(q, b, y, head, w.q, s, scale);
       read_row<T, A>(grad, b, y, head, w.grad, s);
       for (int64_t x = 0; x < s.width; ++x) differentiate_query(w, b, head, y, x);
@@ -84,7 +85,8 @@ struct Backward {
     multiply<A>(up, w.transposed_values.ordered.data(), s.left(x), ds, s);
     read_token<T, A>(out.at(b, y, x, head), out.stride[4], w.result, s);
     Vec<A> products = {};
-    for (int64_t c = 0; c < s.channels; c += LANES<A>) products += load(up + c) * load(w.result + c);
+    for (int64_t c = 0; c < s.channels; c += LANES<A>)
+      products += load(up + c) * load(w.result + c);
     const A delta = sum_of_lanes<A>(products), log_sum = *lse.at(b, y, x, head);
     for (int64_t i = 0; i < s.window; i += LANES<A>) {
       store<A>(p + i, exp<A>(load(p + i) - log_sum));
@@ -98,7 +100,8 @@ struct Backward {
     weigh<A>(ds, w.keys.ordered.data(), s.left(x), w.result, scale, s);
     T* to = dq.at(b, y, x, head);
     for (int64_t c = 0; c < s.d; ++c) to[c] = static_cast<T>(w.result[c]);
-    for (int64_t i = s.kernel * s.row; i < s.window; ++i) p[i] = -std::numeric_limits<A>::infinity();
+    for (int64_t i = s.kernel * s.row; i < s.window; ++i)
+      p[i] = -std::numeric_limits<A>::infinity();
   }
 
   // Neighboring queries whose windows move along have the same offsets: their sum is added at once.

@@ -48,7 +48,7 @@ struct Shape {
   // Scores of a window: `kernel` rows of `row`, together padded to `window`.
   int64_t row, window;
   int64_t channels;  // d, padded
-  int64_t columns;  // of a transposed row of the map, padded for the groups that begin at its end
+  int64_t columns;   // of a transposed row of the map, padded for the groups that begin at its end
   int64_t bias_row;  // of the bias table, padded likewise
 
   Shape(const Tensor& q, int64_t kernel, int64_t lanes)
@@ -78,12 +78,11 @@ struct Shape {
 template <class F>
 void for_each_strip(const Shape& s, int64_t first, int64_t step, const F& task) {
   const int64_t strips = ceil_div(s.strips - first, step);
-  torch::stable::parallel_for(
-      0, s.batch * s.heads * strips, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          task(i / strips / s.heads, i / strips % s.heads, first + i % strips * step);
-        }
-      });
+  torch::stable::parallel_for(0, s.batch * s.heads * strips, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      task(i / strips / s.heads, i / strips % s.heads, first + i % strips * step);
+    }
+  });
 }
 
 // `scale` times a token's vector as numbers of the accumulating type, zero up to `channels`.
@@ -99,7 +98,14 @@ inline void read_token(const T* from, int64_t stride, A* to, const Shape& s, A s
 
 // (width, channels)
 template <class T, class A>
-void read_row(const View<const T, 5>& map, int64_t b, int64_t y, int64_t head, A* to, const Shape& s, A scale = 1) {
+void read_row(
+    const View<const T, 5>& map,
+    int64_t b,
+    int64_t y,
+    int64_t head,
+    A* to,
+    const Shape& s,
+    A scale = 1) {
   for (int64_t x = 0; x < s.width; ++x) {
     read_token(map.at(b, y, x, head), map.stride[4], to + x * s.channels, s, scale);
   }
@@ -129,7 +135,8 @@ inline void for_channels(int64_t channels, const F& f) {
 // scores = the products of a vector with ROWS rows of keys, (d, columns) each, from column `left`
 // on.
 template <int ROWS, class A>
-inline void multiply_rows(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
+inline void
+multiply_rows(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
   for (int64_t g = 0; g < s.row; g += GROUP) {
     Group<A> sum[ROWS] = {};
     for (int64_t c = 0; c < s.d; ++c) {
@@ -143,7 +150,8 @@ inline void multiply_rows(const A* vector, const A* const* keys, int64_t left, A
 // scores (kernel, row) = the products of a vector with the keys of the window that begins at
 // `left`.
 template <class A>
-inline void multiply(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
+inline void
+multiply(const A* vector, const A* const* keys, int64_t left, A* scores, const Shape& s) {
   int64_t r = 0;
   for (; r + 7 <= s.kernel; r += 7) multiply_rows<7>(vector, keys + r, left, scores + r * s.row, s);
   for (; r + 3 <= s.kernel; r += 3) multiply_rows<3>(vector, keys + r, left, scores + r * s.row, s);
@@ -168,8 +176,8 @@ inline void add_bias(A* scores, const A* bias, int64_t y, int64_t x, const Shape
 // out = the sum of the rows of tokens, (width, channels) each, over the window that begins at
 // `left`.
 template <class A>
-inline void weigh(
-    const A* weights, const A* const* rows, int64_t left, A* out, A scale, const Shape& s) {
+inline void
+weigh(const A* weights, const A* const* rows, int64_t left, A* out, A scale, const Shape& s) {
   for_channels<A>(s.channels, [&](auto vectors, int64_t c) {
     constexpr int N = vectors;
     // Two sums, as one would wait for each of its additions.
@@ -198,7 +206,9 @@ struct Rows {
   std::vector<const A*> ordered;  // from the window's top
 
   Rows(int64_t kernel, int64_t size) : size(size), memory(kernel * size), ordered(kernel) {}
-  A* operator[](int64_t y) const { return memory + y % static_cast<int64_t>(ordered.size()) * size; }
+  A* operator[](int64_t y) const {
+    return memory + y % static_cast<int64_t>(ordered.size()) * size;
+  }
   void order(int64_t top) {
     for (size_t r = 0; r < ordered.size(); ++r) ordered[r] = (*this)[top + r];
   }

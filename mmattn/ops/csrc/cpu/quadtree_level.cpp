@@ -68,13 +68,16 @@ class Candidates {
 };
 
 void check_parents(const std::atomic<bool>& wrong, const QuadtreeShape& s) {
-  STD_TORCH_CHECK(
-      !wrong, "parents must be indices from 0 to ", s.key_families - 1, ", one is not");
+  STD_TORCH_CHECK(!wrong, "parents must be indices from 0 to ", s.key_families - 1, ", one is not");
 }
 
 // Type A: the numbers of each family times its parent's score.
 template <class A>
-void scale_families(A* numbers, const View<const A, 4>& scores, const QuadtreeShape& s, QuadtreeItem at) {
+void scale_families(
+    A* numbers,
+    const View<const A, 4>& scores,
+    const QuadtreeShape& s,
+    QuadtreeItem at) {
   for (int64_t i = 0; i < s.families; ++i) {
     const A score = *scores.at(at.b, at.p, i, at.h);
     for (int n = 0; n < PAIRS; ++n) numbers[i * PAIRS + n] *= score;
@@ -194,8 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     const A scale = 1 / std::sqrt(static_cast<A>(s.depth));
 
     const int64_t per_item = 2 * numbers + 2 * FAMILY * width;
-    const int64_t at_a_time =
-        std::min(s.items, std::max(GRAIN, NUMBERS_AT_A_TIME / per_item));
+    const int64_t at_a_time = std::min(s.items, std::max(GRAIN, NUMBERS_AT_A_TIME / per_item));
     // For each item of the phase: queries and upstream gradients (4, width), p and its scores'
     // gradients.
     const Buffer<A> q_rows(at_a_time * FAMILY * width), grad_rows(at_a_time * FAMILY * width);
@@ -292,9 +294,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
 
     for (int64_t first = 0; first < s.items; first += at_a_time) {
       const int64_t items = std::min(at_a_time, s.items - first);
-      torch::stable::parallel_for(0, items, GRAIN, [&](int64_t begin, int64_t end) {
-        differentiate(first, begin, end);
-      });
+      torch::stable::parallel_for(
+          0, items, GRAIN, [&](int64_t begin, int64_t end) { differentiate(first, begin, end); });
       torch::stable::parallel_for(0, owners, 1, [&](int64_t begin, int64_t end) {
         for (int64_t owner = begin; owner < end; ++owner) add_to_keys(first, items, owner);
       });

@@ -131,7 +131,8 @@ std::tuple<Tensor, Tensor> window_attention(
     int64_t window_size,
     int64_t shift) {
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
-  const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_), pad_v = with_dense_rows(pad_v_);
+  const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_),
+               pad_v = with_dense_rows(pad_v_);
   const Shape s(q, k, window_size, shift);
   Tensor out = empty({s.batch, s.height, s.width, s.heads, s.d}, v, v.scalar_type());
   Tensor lse = empty({s.batch, s.height, s.width, s.heads}, v, accumulate_dtype(v.scalar_type()));
@@ -185,7 +186,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
     const Tensor& lse) {
   const Tensor grad = with_dense_rows(grad_);
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
-  const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_), pad_v = with_dense_rows(pad_v_);
+  const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_),
+               pad_v = with_dense_rows(pad_v_);
   const Shape s(q, k, window_size, shift);
   const ScalarType dtype = v.scalar_type(), accumulate = accumulate_dtype(dtype);
   const std::vector<int64_t> map{s.batch, s.height, s.width, s.heads, s.d};
@@ -244,7 +246,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
                 for (int64_t c = 0; c < s.d; ++c) delta += grad_row[c] * static_cast<A>(o[c]);
               },
               [&](auto... tile) { in.write_bias(h, window, tile...); },
-              [&](int64_t i0, int64_t rows, int64_t j0, int64_t keys, const A* dscores, int64_t row) {
+              [&](int64_t i0,
+                  int64_t rows,
+                  int64_t j0,
+                  int64_t keys,
+                  const A* dscores,
+                  int64_t row) {
                 for (int64_t n = 0; n < rows; ++n) {
                   A* to = bias_sum + window.queries[i0 + n] * s.tokens + j0;
                   for (int64_t j = 0; j < keys; ++j) to[j] += dscores[n * row + j];

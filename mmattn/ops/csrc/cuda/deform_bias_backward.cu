@@ -16,7 +16,8 @@ namespace {
 
 constexpr int THREADS = 128;
 constexpr int STAGE = 64;  // queries in shared memory at a time
-constexpr int64_t CHUNK = 16 * STAGE;  // queries of a block, enough to outweigh the table's way to memory
+constexpr int64_t CHUNK =
+    16 * STAGE;  // queries of a block, enough to outweigh the table's way to memory
 // The block's table is in shared memory where it leaves that much to others, and else the result
 // itself.
 constexpr int64_t SHARED_BYTES = 96 * 1024;
@@ -24,7 +25,7 @@ constexpr int64_t SHARED_BYTES = 96 * 1024;
 struct Shape {
   int64_t batch, heads, groups, queries, keys;
   int64_t tiles, chunks;  // of keys, of queries
-  int height, width;  // of the table
+  int height, width;      // of the table
   Depth depth;
   bool shared_table;
 
@@ -61,7 +62,7 @@ struct Query {
 template <class A>
 struct Cell {
   const A* table;
-  A* grad;  // of the table, shared with other threads
+  A* grad;                            // of the table, shared with other threads
   int64_t row_stride, column_stride;  // of `table`
   int height, width;
   int y = -2, x = -2;
@@ -71,9 +72,8 @@ struct Cell {
     return y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
   }
   __device__ void read(int dy, int dx) {
-    bias[2 * dy + dx] = inside(dy, dx)
-        ? __ldg(table + (y + dy) * row_stride + (x + dx) * column_stride)
-        : A(0);
+    bias[2 * dy + dx] =
+        inside(dy, dx) ? __ldg(table + (y + dy) * row_stride + (x + dx) * column_stride) : A(0);
   }
   __device__ void write(int dy, int dx) {
     A& share = sum[2 * dy + dx];
@@ -115,11 +115,13 @@ __device__ inline A to_table(A displacement, int size) {
 
 // delta = the sum of grad * out over the channels; a warp for each query.
 template <class T>
-__global__ void deltas(View<const T, 4> grad, View<const T, 4> out, View<Accumulate<T>, 3> delta, Shape s) {
+__global__ void
+deltas(View<const T, 4> grad, View<const T, 4> out, View<Accumulate<T>, 3> delta, Shape s) {
   using A = Accumulate<T>;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
   if (index >= s.batch * s.heads * s.queries) return;
-  const int64_t query = index % s.queries, head = index / s.queries % s.heads, b = index / s.queries / s.heads;
+  const int64_t query = index % s.queries, head = index / s.queries % s.heads,
+                b = index / s.queries / s.heads;
   A sum = 0;
   for (int64_t c = threadIdx.x % WARP; c < s.depth.d; c += WARP) {
     sum += static_cast<A>(*grad.at(b, head, query, c)) * static_cast<A>(*out.at(b, head, query, c));
@@ -140,12 +142,12 @@ __global__ void __launch_bounds__(THREADS, std::is_same_v<T, double> ? 2 : 4) di
     View<const Accumulate<T>, 3> lse,
     View<const Accumulate<T>, 3> delta,
     Accumulate<T> scale,
-    View<Accumulate<T>, 3> grad_table,  // zero at first
+    View<Accumulate<T>, 3> grad_table,      // zero at first
     View<Accumulate<T>, 6> grad_positions,  // a share for each chunk and head
     Shape s) {
   using A = Accumulate<T>;
   MMATTN_DYNAMIC_SHARED(A, shared);
-  A* const vectors = shared;  // (STAGE, channels): scale * q
+  A* const vectors = shared;                          // (STAGE, channels): scale * q
   A* const ups = vectors + STAGE * s.depth.channels;  // (STAGE, channels): grad
   Query<A>* const staged = reinterpret_cast<Query<A>*>(ups + STAGE * s.depth.channels);
   A* const block_table = reinterpret_cast<A*>(staged + STAGE);
@@ -172,8 +174,12 @@ __global__ void __launch_bounds__(THREADS, std::is_same_v<T, double> ? 2 : 4) di
   }
   A* const result = grad_table.at(head);
   Cell<A> cell{
-      table.at(head), s.shared_table ? block_table : result, table.stride[1], table.stride[2],
-      s.height, s.width};
+      table.at(head),
+      s.shared_table ? block_table : result,
+      table.stride[1],
+      table.stride[2],
+      s.height,
+      s.width};
 
   const int packs = s.depth.channels / PACK<A>, c = threadIdx.x % packs * PACK<A>;
   const int64_t end = (chunk + 1) * CHUNK < s.queries ? (chunk + 1) * CHUNK : s.queries;
@@ -189,7 +195,9 @@ __global__ void __launch_bounds__(THREADS, std::is_same_v<T, double> ? 2 : 4) di
     }
     for (int n = threadIdx.x; n < count; n += THREADS) {
       staged[n] = {
-          *query_grid.at(first + n, 0), *query_grid.at(first + n, 1), *lse.at(b, head, first + n),
+          *query_grid.at(first + n, 0),
+          *query_grid.at(first + n, 1),
+          *lse.at(b, head, first + n),
           *delta.at(b, head, first + n)};
     }
     __syncthreads();
@@ -198,7 +206,8 @@ __global__ void __launch_bounds__(THREADS, std::is_same_v<T, double> ? 2 : 4) di
       const A dp = product(value, ups + n * s.depth.channels, part, s.depth);
       if (!counts) continue;
       const Query<A> query = staged[n];
-      const A table_y = to_table(query.y - at_y, s.height), table_x = to_table(query.x - at_x, s.width);
+      const A table_y = to_table(query.y - at_y, s.height),
+              table_x = to_table(query.x - at_x, s.width);
       const A floor_y = std::floor(table_y), floor_x = std::floor(table_x);
       cell.move_to(static_cast<int>(floor_y), static_cast<int>(floor_x));
       const A y = table_y - floor_y, x = table_x - floor_x;
@@ -247,7 +256,8 @@ std::tuple<Tensor, Tensor> deform_bias_backward(
     STD_TORCH_CHECK(
         tensor->scalar_type() == accumulate,
         "deform_bias_backward: table, query_grid, key_positions and lse must be ",
-        torch::headeronly::toString(accumulate), ", got ",
+        torch::headeronly::toString(accumulate),
+        ", got ",
         torch::headeronly::toString(tensor->scalar_type()));
   }
   Tensor grad_table = zeros({s.heads, s.height, s.width}, q, accumulate);

@@ -20,7 +20,8 @@ struct Shape {
 };
 
 template <class T, class A>
-__device__ A read(const T* cells, const Corners<A>& corners, int corner, int64_t row, int64_t column) {
+__device__ A
+read(const T* cells, const Corners<A>& corners, int corner, int64_t row, int64_t column) {
   if (!corners.inside(corner)) return A(0);
   return static_cast<A>(cells[corners.row[corner / 2] * row + corners.column[corner % 2] * column]);
 }
@@ -36,8 +37,8 @@ __global__ void sample(
   using A = Accumulate<T>;
   const int points_per_block = CHANNEL_LAST ? ROWS : WARP;
   const int64_t bg = blockIdx.x / blocks, b = bg / s.groups, g = bg % s.groups;
-  const int64_t point = blockIdx.x % blocks * points_per_block +
-      (CHANNEL_LAST ? threadIdx.y : threadIdx.x);
+  const int64_t point =
+      blockIdx.x % blocks * points_per_block + (CHANNEL_LAST ? threadIdx.y : threadIdx.x);
   if (point >= s.points) return;
   const A* p = positions.at(b, g, point);
   const Corners<A> corners(p[0], p[positions.stride[3]], s.height, s.width);
@@ -45,7 +46,8 @@ __global__ void sample(
   for (int64_t c = CHANNEL_LAST ? threadIdx.x : threadIdx.y; c < s.depth; c += step) {
     const T* cells = x.at(b, g * s.depth + c);
     A sum = 0;
-    for (int i = 0; i < 4; ++i) sum += corners.weight(i) * read(cells, corners, i, x.stride[2], x.stride[3]);
+    for (int i = 0; i < 4; ++i)
+      sum += corners.weight(i) * read(cells, corners, i, x.stride[2], x.stride[3]);
     *out.at(b, g * s.depth + c, point) = static_cast<T>(sum);
   }
 }
@@ -128,9 +130,8 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
     const Tensor& sampled) {
   const Shape s(x, positions);
   const ScalarType accumulate = accumulate_dtype(x.scalar_type());
-  Tensor dx = is_channel_last(x)
-      ? channel_last_zeros(x, accumulate)
-      : zeros({s.batch, x.size(1), s.height, s.width}, x, accumulate);
+  Tensor dx = is_channel_last(x) ? channel_last_zeros(x, accumulate)
+                                 : zeros({s.batch, x.size(1), s.height, s.width}, x, accumulate);
   Tensor dpositions = empty({s.batch, s.groups, s.points, 2}, x, accumulate);
   const int64_t blocks = ceil_div(s.points, ROWS);
   if (dpositions.numel() > 0) {

@@ -22,13 +22,18 @@ struct alignas(N * sizeof(T)) Pack {
 
 struct Depth {
   int64_t d;
-  int parts = 1;  // lanes of a token
-  int channels;  // d padded to parts * CHANNELS, as it is in shared memory
+  int parts = 1;       // lanes of a token
+  int channels;        // d padded to parts * CHANNELS, as it is in shared memory
   bool packed = true;  // whether the tensors can be read in packs
 
   Depth(int64_t d, const char* name, std::initializer_list<const Tensor*> tensors) : d(d) {
     STD_TORCH_CHECK(
-        d <= LARGEST_DEPTH, name, " on CUDA takes d up to ", LARGEST_DEPTH, ", got ", d,
+        d <= LARGEST_DEPTH,
+        name,
+        " on CUDA takes d up to ",
+        LARGEST_DEPTH,
+        ", got ",
+        d,
         "; MMATTN_OPS=reference has no limit");
     while (parts * CHANNELS < d) parts *= 2;
     channels = parts * CHANNELS;
@@ -53,7 +58,8 @@ __device__ inline int channel_of(int n, int part, const Depth& depth) {
 
 // `scale` times the pack that begins at channel c of a token; zero beyond d.
 template <class A, class T>
-__device__ inline Pack<A, PACK<A>> read_pack(const T* token, int64_t stride, int c, A scale, const Depth& depth) {
+__device__ inline Pack<A, PACK<A>>
+read_pack(const T* token, int64_t stride, int c, A scale, const Depth& depth) {
   constexpr int N = PACK<A>;
   Pack<A, N> result = {};
   if (depth.packed && c < depth.d) {
@@ -71,7 +77,13 @@ __device__ inline Pack<A, PACK<A>> read_pack(const T* token, int64_t stride, int
 // `scale` times the lane's channels of a token; zero beyond d, and where there is no token.
 template <class T, class A>
 __device__ inline void read_token(
-    const T* token, int64_t stride, int part, A scale, A* to, const Depth& depth, bool exists) {
+    const T* token,
+    int64_t stride,
+    int part,
+    A scale,
+    A* to,
+    const Depth& depth,
+    bool exists) {
 #pragma unroll
   for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
     Pack<A, PACK<A>> pack = {};
@@ -87,7 +99,8 @@ __device__ inline A product(const A* mine, const A* token, int part, const Depth
   A sums[PACK<A>] = {};  // several, as one would wait for each of its additions
 #pragma unroll
   for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    const auto other = *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, depth));
+    const auto other =
+        *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, depth));
 #pragma unroll
     for (int i = 0; i < PACK<A>; ++i) sums[i] += mine[n * PACK<A> + i] * other.value[i];
   }

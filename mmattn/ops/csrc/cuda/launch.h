@@ -49,7 +49,7 @@ void launch(
 }  // namespace mmattn
 
 // Memory of a block whose size the launch gives, as T*.
-#define MMATTN_DYNAMIC_SHARED(T, name)                                \
+#define MMATTN_DYNAMIC_SHARED(T, name)                                 \
   extern __shared__ __align__(16) unsigned char mmattn_shared_bytes[]; \
   T* name = reinterpret_cast<T*>(mmattn_shared_bytes)
 

@@ -23,14 +23,16 @@ __global__ void __launch_bounds__(THREADS) attend(
   const int columns = region.columns();
   A* keys = shared;
   A* values = keys + stage_rows * columns * s.stride;
-  A* scores = values + stage_rows * columns * s.stride + threadIdx.x;  // of a row: (kernel, THREADS)
+  A* scores =
+      values + stage_rows * columns * s.stride + threadIdx.x;  // of a row: (kernel, THREADS)
 
   const int64_t top = window_start(at.y, s.height, s.kernel);
   const int64_t left = window_start(at.x, s.width, s.kernel);
   A query[CHANNELS], sum[CHANNELS] = {}, most = -std::numeric_limits<A>::infinity(), total = 0;
   read_token(q, at, scale, query, s);
   for (int64_t y = region.top; y < region.bottom; y += stage_rows) {
-    const int rows = static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
+    const int rows =
+        static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
     __syncthreads();
     stage<T, A>(k, at, region, y, rows, A(1), keys, s);
     stage<T, A>(v, at, region, y, rows, A(1), values, s);

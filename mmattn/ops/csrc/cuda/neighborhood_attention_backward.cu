@@ -11,7 +11,8 @@ namespace {
 
 // The queries whose windows have one of a tile's tokens.
 __device__ inline Region seeing(const Place& at, const Shape& s) {
-  const int64_t y1 = last_of_tile(at.y0, s.rows, s.height), x1 = last_of_tile(at.x0, s.columns, s.width);
+  const int64_t y1 = last_of_tile(at.y0, s.rows, s.height),
+                x1 = last_of_tile(at.x0, s.columns, s.width);
   return {
       first_attending(at.y0, s.kernel),
       last_attending(y1, s.height, s.kernel) + 1,
@@ -22,7 +23,12 @@ __device__ inline Region seeing(const Place& at, const Shape& s) {
 // Likewise of a map of single numbers, (rows, columns).
 template <class A>
 __device__ void stage(
-    const View<const A, 4>& map, const Place& at, const Region& region, int64_t y, int rows, A* to) {
+    const View<const A, 4>& map,
+    const Place& at,
+    const Region& region,
+    int64_t y,
+    int rows,
+    A* to) {
   const int columns = region.columns();
   for (int i = threadIdx.x; i < rows * columns; i += THREADS) {
     to[i] = *map.at(at.b, y + i / columns, region.left + i % columns, at.head);
@@ -65,13 +71,15 @@ __global__ void __launch_bounds__(THREADS) differentiate(
   A mean = 0;
 #pragma unroll
   for (int i = 0; i < CHANNELS; ++i) mean += up[i] * query[i];
-  for (int lane = 1; lane < s.depth.parts; lane *= 2) mean += __shfl_xor_sync(0xffffffffu, mean, lane);
+  for (int lane = 1; lane < s.depth.parts; lane *= 2)
+    mean += __shfl_xor_sync(0xffffffffu, mean, lane);
   read_token(q, at, scale, query, s);
   const A log_sum = at.inside ? *lse.at(at.b, at.y, at.x, at.head) : A(0);
   if (at.inside && at.part == 0) *delta.at(at.b, at.y, at.x, at.head) = mean;
 
   for (int64_t y = region.top; y < region.bottom; y += stage_rows) {
-    const int rows = static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
+    const int rows =
+        static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
     __syncthreads();
     stage<T, A>(k, at, region, y, rows, A(1), keys, s);
     stage<T, A>(v, at, region, y, rows, A(1), values, s);
@@ -144,10 +152,13 @@ __global__ void __launch_bounds__(THREADS) collect(
   A key[CHANNELS], value[CHANNELS], sum_k[CHANNELS] = {}, sum_v[CHANNELS] = {};
   read_token(k, at, A(1), key, s);
   read_token(v, at, A(1), value, s);
-  const int64_t top = first_attending(at.y, s.kernel), bottom = last_attending(at.y, s.height, s.kernel);
-  const int64_t left = first_attending(at.x, s.kernel), right = last_attending(at.x, s.width, s.kernel);
+  const int64_t top = first_attending(at.y, s.kernel),
+                bottom = last_attending(at.y, s.height, s.kernel);
+  const int64_t left = first_attending(at.x, s.kernel),
+                right = last_attending(at.x, s.width, s.kernel);
   for (int64_t y = region.top; y < region.bottom; y += stage_rows) {
-    const int rows = static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
+    const int rows =
+        static_cast<int>(y + stage_rows < region.bottom ? stage_rows : region.bottom - y);
     __syncthreads();
     stage<T, A>(q, at, region, y, rows, scale, queries, s);
     stage<T, A>(grad, at, region, y, rows, A(1), ups, s);
@@ -165,7 +176,11 @@ __global__ void __launch_bounds__(THREADS) collect(
         if (!seen) continue;
         const A bias = *rpb.at(at.head, at.y - y - row + s.kernel - 1, at.x - x + s.kernel - 1);
         const A p = std::exp(dot + bias - log_sums[token]);
-        add(sum_k, p * (dp - means[token]), queries + token * s.stride, at.part, s.depth);  // q is scaled
+        add(sum_k,
+            p * (dp - means[token]),
+            queries + token * s.stride,
+            at.part,
+            s.depth);  // q is scaled
         add(sum_v, p, ups + token * s.stride, at.part, s.depth);
       }
     }

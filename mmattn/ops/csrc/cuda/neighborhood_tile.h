@@ -38,7 +38,10 @@ struct Shape {
         offsets(2 * kernel - 1) {
     STD_TORCH_CHECK(
         kernel_size <= LARGEST_KERNEL,
-        "neighborhood_attention on CUDA takes kernel_size up to ", LARGEST_KERNEL, ", got ", kernel_size,
+        "neighborhood_attention on CUDA takes kernel_size up to ",
+        LARGEST_KERNEL,
+        ", got ",
+        kernel_size,
         "; MMATTN_OPS=reference has no limit");
     for (columns = 8; columns < width && columns * depth.parts < WARP;) columns *= 2;
     rows = THREADS / depth.parts / columns;
@@ -84,7 +87,8 @@ __device__ inline int64_t last_of_tile(int64_t first, int count, int64_t n) {
 
 // The tokens in the windows of a tile's queries.
 __device__ inline Region seen_by(const Place& at, const Shape& s) {
-  const int64_t y1 = last_of_tile(at.y0, s.rows, s.height), x1 = last_of_tile(at.x0, s.columns, s.width);
+  const int64_t y1 = last_of_tile(at.y0, s.rows, s.height),
+                x1 = last_of_tile(at.x0, s.columns, s.width);
   return {
       window_start(at.y0, s.height, s.kernel),
       window_start(y1, s.height, s.kernel) + s.kernel,
@@ -93,16 +97,20 @@ __device__ inline Region seen_by(const Place& at, const Shape& s) {
 }
 
 // The most columns of either region.
-int64_t region_columns(const Shape& s) { return std::min<int64_t>(s.width, s.columns + 2 * (s.kernel - 1)); }
+int64_t region_columns(const Shape& s) {
+  return std::min<int64_t>(s.width, s.columns + 2 * (s.kernel - 1));
+}
 
 template <class T, class A>
-__device__ void read_token(const View<const T, 5>& map, const Place& at, A scale, A* to, const Shape& s) {
+__device__ void
+read_token(const View<const T, 5>& map, const Place& at, A scale, A* to, const Shape& s) {
   const T* token = map.at(at.b, at.y, at.x, at.head);
   read_token<T, A>(token, map.stride[4], at.part, scale, to, s.depth, at.inside);
 }
 
 template <class T, class A>
-__device__ void write_token(const View<T, 5>& map, const Place& at, A scale, const A* from, const Shape& s) {
+__device__ void
+write_token(const View<T, 5>& map, const Place& at, A scale, const A* from, const Shape& s) {
   if (!at.inside) return;
   T* token = map.at(at.b, at.y, at.x, at.head);
 #pragma unroll
@@ -124,7 +132,13 @@ __device__ void write_token(const View<T, 5>& map, const Place& at, A scale, con
 // Rows [y, y + rows) of a region of a map to shared memory, (rows, columns, stride).
 template <class T, class A>
 __device__ void stage(
-    const View<const T, 5>& map, const Place& at, const Region& region, int64_t y, int rows, A scale, A* to,
+    const View<const T, 5>& map,
+    const Place& at,
+    const Region& region,
+    int64_t y,
+    int rows,
+    A scale,
+    A* to,
     const Shape& s) {
   const int columns = region.columns(), packs = s.depth.channels / PACK<A>;
   const int c = threadIdx.x % packs * PACK<A>;
@@ -142,14 +156,17 @@ template <class A>
 __device__ inline void add(A* mine, A weight, const A* token, int part, const Depth& depth) {
 #pragma unroll
   for (int n = 0; n < CHANNELS / PACK<A>; ++n) {
-    const auto other = *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, depth));
+    const auto other =
+        *reinterpret_cast<const Pack<A, PACK<A>>*>(token + channel_of<A>(n, part, depth));
 #pragma unroll
     for (int i = 0; i < PACK<A>; ++i) mine[n * PACK<A> + i] += weight * other.value[i];
   }
 }
 
 // Rows of a region that are staged at a time, where a row takes so many bytes.
-int rows_of_stage(int64_t bytes) { return static_cast<int>(std::max<int64_t>(1, STAGE_BYTES / bytes)); }
+int rows_of_stage(int64_t bytes) {
+  return static_cast<int>(std::max<int64_t>(1, STAGE_BYTES / bytes));
+}
 
 }  // namespace
 }  // namespace mmattn

@@ -27,7 +27,8 @@ __device__ void choose(const QuadtreeShape& s, const Four<A>* numbers, int q, in
   const int lane = threadIdx.x;
   const auto count_if = [&](const auto& holds) {
     int count = 0;
-    for (int64_t n = lane; n < s.candidates; n += WARP) count += holds(order_of(numbers[n].query[q]));
+    for (int64_t n = lane; n < s.candidates; n += WARP)
+      count += holds(order_of(numbers[n].query[q]));
     return static_cast<int64_t>(__reduce_add_sync(ALL_LANES, count));
   };
   Order low = order_of(numbers[0].query[q]), high = low;
@@ -61,8 +62,8 @@ __device__ void choose(const QuadtreeShape& s, const Four<A>* numbers, int q, in
     const bool there = n < s.candidates;
     const Order own = there ? order_of(numbers[n].query[q]) : least;
     const unsigned equal = __ballot_sync(ALL_LANES, there && own == least);
-    const bool take = there &&
-        (own > least || (own == least && __popc(equal & lanes_before) < equals));
+    const bool take =
+        there && (own > least || (own == least && __popc(equal & lanes_before) < equals));
     const unsigned all = __ballot_sync(ALL_LANES, take);
     if (take) places[taken + __popc(all & lanes_before)] = static_cast<int32_t>(n);
     equals -= __popc(equal);
@@ -73,12 +74,8 @@ __device__ void choose(const QuadtreeShape& s, const Four<A>* numbers, int q, in
 
 // How many of a query's kept candidates come before the r-th of them.
 template <class A>
-__device__ int64_t rank_of(
-    const QuadtreeShape& s,
-    const Four<A>* numbers,
-    int q,
-    const int32_t* places,
-    int64_t r) {
+__device__ int64_t
+rank_of(const QuadtreeShape& s, const Four<A>* numbers, int q, const int32_t* places, int64_t r) {
   const auto own = order_of(numbers[places[r]].query[q]);
   int64_t before = 0;
   for (int64_t other = 0; other < s.kept; ++other) {
@@ -161,7 +158,8 @@ __global__ void forward(
       softmax_of_families(parent_scores, s, at, numbers);
     else
       softmax(s, numbers);
-    if (s.kept > 0) fill_padding(parents, s, at, -infinite<A>(), numbers);  // chosen after all others
+    if (s.kept > 0)
+      fill_padding(parents, s, at, -infinite<A>(), numbers);  // chosen after all others
     for (int q = 0; q < (s.kept > 0 ? FAMILY : 0); ++q) {
       choose(s, numbers, q, places);
       for (int64_t r = threadIdx.x; r < s.kept; r += WARP) {
@@ -229,6 +227,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
 }  // namespace
 }  // namespace mmattn
 
-MMATTN_CUDA_OPERATORS(m) {
-  m.impl("quadtree_level", TORCH_BOX(&mmattn::quadtree_level));
-}
+MMATTN_CUDA_OPERATORS(m) { m.impl("quadtree_level", TORCH_BOX(&mmattn::quadtree_level)); }

@@ -50,7 +50,7 @@ struct Parents {
 // Lanes that read a row together, N numbers each: at least 4, one for each query's sum.
 struct Lanes {
   int of_row, rows;  // rows at a time
-  int row, part;  // which of them this lane reads, and which part of it
+  int row, part;     // which of them this lane reads, and which part of it
 
   __device__ Lanes(int64_t depth, int n) : of_row(FAMILY) {
     while (of_row < WARP && of_row * n < depth) of_row *= 2;
@@ -211,7 +211,8 @@ __device__ void for_each_item(const QuadtreeShape& s, const F& f) {
     f(QuadtreeItem(s, i));
 }
 
-__device__ inline void check_parents(const Parents& parents, const QuadtreeShape& s, QuadtreeItem at) {
+__device__ inline void
+check_parents(const Parents& parents, const QuadtreeShape& s, QuadtreeItem at) {
   for (int64_t i = threadIdx.x; i < s.families; i += WARP) {
     const int64_t parent = parents.parent(at, i);
     assert(parent >= 0 && parent < s.key_families);
@@ -221,8 +222,10 @@ __device__ inline void check_parents(const Parents& parents, const QuadtreeShape
 // Whether rows can be read 16 bytes at a time.
 bool has_aligned_rows(const Tensor& x) {
   const int64_t size = x.element_size(), last = x.dim() - 1;
-  bool aligned = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.size(last) * size % 16 == 0;
-  for (int64_t i = 0; i < last; ++i) aligned = aligned && (x.size(i) <= 1 || x.stride(i) * size % 16 == 0);
+  bool aligned =
+      reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.size(last) * size % 16 == 0;
+  for (int64_t i = 0; i < last; ++i)
+    aligned = aligned && (x.size(i) <= 1 || x.stride(i) * size % 16 == 0);
   return aligned;
 }
 
