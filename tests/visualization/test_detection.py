@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmattn.visualization import Instances, plot_predictions
-from mmattn.visualization.detection import class_colours, draw_instances, place_labels
+from mmattn.visualization.detection import class_colors, draw_instances, place_labels
 
 CLASSES = ('disk', 'box', 'bar')
 
@@ -61,22 +61,22 @@ def test_an_image_without_instances_is_drawn_as_it_is(example):
     assert all(axes.images and not axes.texts and not axes.patches for axes in figure.axes)
 
 
-def test_outline_has_the_colour_of_its_class(example):
+def test_outline_has_the_color_of_its_class(example):
     image, truth, _ = example
     figure = Figure(figsize=(4, 4), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    draw_instances(axes, image, truth, CLASSES, class_colours(3))
+    draw_instances(axes, image, truth, CLASSES, class_colors(3))
     picture = rendered(figure)
     for label, (_, top, right, bottom) in zip(truth.labels, truth.boxes, strict=True):
         edge = picture[int((top + bottom) / 2 * 6.25), int((right - 0.5) * 6.25)]
-        np.testing.assert_allclose(edge, class_colours(3)[label], atol=0.12)
+        np.testing.assert_allclose(edge, class_colors(3)[label], atol=0.12)
 
 
 @pytest.mark.parametrize('num', [3, 8, 10, 11, 80])
-def test_class_colours_differ(num):
-    colours = class_colours(num)
-    assert colours.shape == (num, 3)
-    assert len(np.unique(colours.round(3), axis=0)) == num
+def test_class_colors_differ(num):
+    colors = class_colors(num)
+    assert colors.shape == (num, 3)
+    assert len(np.unique(colors.round(3), axis=0)) == num
 
 
 def rectangles(texts, spots, text_height):

@@ -45,7 +45,7 @@ def test_points_are_pixels_of_the_image():
     block = look('dat').block(2, 'deformable')
     points = sampling_points(block)
     assert points.references.shape == (4, 6, 2) and points.positions.shape == (2, 4, 6, 2)
-    # DAT's grid stands half a step from the border, between the centres of the outer tokens.
+    # DAT's grid stands half a step from the border, between the centers of the outer tokens.
     first, last = points.references[0, 0], points.references[-1, -1]
     np.testing.assert_allclose(first, [8 + (1 / 6) * 5 * 8, 8 + (1 / 4) * 3 * 8], rtol=1e-5)
     np.testing.assert_allclose(first + last, [96, 64], rtol=1e-5)

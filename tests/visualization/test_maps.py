@@ -51,11 +51,11 @@ def test_principal_components_are_the_planted_ones():
     planted[0, :2], planted[1, :, :2], planted[2, ::2] = 9, 5, 2
     directions = np.linalg.qr(rng.standard_normal((12, 3)))[0]
     features = torch.tensor(np.einsum('cd,dyx->cyx', directions, planted))[None]
-    colours, variance = feature_pca(features)
-    assert colours.shape == (4, 4, 3) and colours.min() >= 0 and colours.max() <= 1
+    colors, variance = feature_pca(features)
+    assert colors.shape == (4, 4, 3) and colors.min() >= 0 and colors.max() <= 1
     expected = np.array([81, 25, 4]) / 110
     np.testing.assert_allclose(variance, expected, rtol=1e-6)
-    # One half of the map has one colour, the other the opposite one.
+    # One half of the map has one color, the other the opposite one.
     for axis, component in ((0, 0), (1, 1)):
-        halves = np.moveaxis(colours[..., component], axis, 0)
+        halves = np.moveaxis(colors[..., component], axis, 0)
         assert np.ptp(halves[:2]) < 1e-5 and abs(halves[0].mean() - halves[-1].mean()) > 0.9

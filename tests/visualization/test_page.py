@@ -87,7 +87,7 @@ def test_pictures_and_boxes_come_along(data):
     assert picture.shape == (first['height'], first['width'], 3) == (60, 96, 3)
     assert first['boxes'] == [dict(box=[10.0, 20.0, 50.0, 50.0], label='dog 0.90')]
     assert second['boxes'] == [] and len(second['layers']) == 3
-    assert len(data['colours']) == 64
+    assert len(data['colors']) == 64
 
 
 def test_large_maps_are_reduced():

@@ -166,7 +166,7 @@ def test_predictions_of_the_three_tasks():
     truth[30:, :45] = 1
     figure = plot_prediction(PICTURE, labels, truth, CLASSES, 'm')
     check(
-        figure, 'prediction: 50% of the annotated pixels right', 'grey: not annotated', 'cat', 'dog'
+        figure, 'prediction: 50% of the annotated pixels right', 'gray: not annotated', 'cat', 'dog'
     )
 
     figure = plot_prediction(PICTURE, np.array([0.3, 0.7]), 1, CLASSES, 'm')

@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 
 HEAT = 'inferno'
 OPACITY = 0.72
-QUERY_COLOUR = '#00e5ff'
+QUERY_COLOR = '#00e5ff'
 MAX_HEADS = 4
-# In inches: a panel, the space between two, the margins for a row's title and for a colour bar or legend.
+# In inches: a panel, the space between two, the margins for a row's title and for a color bar or legend.
 PANEL_INCHES = 2.6
 GAP = 0.1
 LEFT = 0.3
@@ -64,23 +64,23 @@ def panels(
 
 
 def show(axes: Axes, picture: np.ndarray, title: str = '', dim: float = 1.0) -> None:
-    """The picture in a panel, in pixels; ``dim`` below 1 turns it grey and darker."""
+    """The picture in a panel, in pixels; ``dim`` below 1 turns it gray and darker."""
     height, width = picture.shape[:2]
     if dim < 1:
-        picture = grey(picture) * dim
+        picture = gray(picture) * dim
     axes.imshow(picture.astype(np.uint8), extent=(0, width, height, 0), interpolation='bilinear')
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    entitle(axes, title)
+    set_title(axes, title)
 
 
-def entitle(axes: Axes, title: str) -> None:
+def set_title(axes: Axes, title: str) -> None:
     """A panel's title; at a fixed height, which spares matplotlib the search for one."""
     axes.set_title(title, fontsize=9, y=1.0, pad=4)
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) without colour, stretched so that dark photographs can be made out below a heat map."""
+def gray(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) without color, stretched so that dark photographs can be made out below a heat map."""
     values = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     low, high = np.percentile(values, [1, 99])
     values = 20 + 220 * ((values - low) / max(high - low, 1)).clip(0, 1)
@@ -95,7 +95,7 @@ def heat(
     scale: Normalize,
     title: str = '',
 ) -> AxesImage:
-    """A heat map (h, w) of tokens of ``stride`` pixels over the picture, which turns grey.
+    """A heat map (h, w) of tokens of ``stride`` pixels over the picture, which turns gray.
 
     Values of 0 or less stay clear where the scale is logarithmic.
     """
@@ -110,8 +110,8 @@ def heat(
     return image
 
 
-def colour_bar(axes: Axes, scale: Normalize, label: str) -> None:
-    """The meaning of a row's colours, at the right of its last panel."""
+def color_bar(axes: Axes, scale: Normalize, label: str) -> None:
+    """The meaning of a row's colors, at the right of its last panel."""
     figure, place = axes.figure, axes.get_position()
     inch = 1 / figure.get_figwidth()
     bar_axes = figure.add_axes((1 - (RIGHT - 0.1) * inch, place.y0, 0.13 * inch, place.height))
@@ -140,7 +140,7 @@ def mark_query(axes: Axes, y: float, x: float) -> None:
         y,
         marker='*',
         markersize=13,
-        color=QUERY_COLOUR,
+        color=QUERY_COLOR,
         markeredgecolor='black',
         markeredgewidth=0.8,
         zorder=50,
@@ -149,7 +149,7 @@ def mark_query(axes: Axes, y: float, x: float) -> None:
 
 def outline(axes: Axes, rows: tuple[float, float], columns: tuple[float, float], **style) -> None:
     """A rectangle in pixels, from the first to the second of each."""
-    options = dict(fill=False, edgecolor=QUERY_COLOUR, linewidth=1.5, zorder=40) | style
+    options = dict(fill=False, edgecolor=QUERY_COLOR, linewidth=1.5, zorder=40) | style
     corner = (columns[0], rows[0])
     axes.add_patch(Rectangle(corner, columns[1] - columns[0], rows[1] - rows[0], **options))
 
@@ -159,7 +159,7 @@ def percent(share: float) -> str:
     return f'{100 * share:.0f} %' if share > 0.095 else f'{100 * share:.2g} %'
 
 
-def say_in(axes: Axes, text: str) -> None:
+def placeholder(axes: Axes, text: str) -> None:
     """Words in the middle of an empty panel."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha='center', va='center', fontsize=9, color='0.35', wrap=True)

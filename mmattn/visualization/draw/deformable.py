@@ -11,24 +11,24 @@ from matplotlib.lines import Line2D
 
 from ..capture import Block
 from ..deformable import SamplingPoints, sampling_points, top_keys
-from ..detection import Instances, class_colours, draw_instances
+from ..detection import Instances, class_colors, draw_instances
 from ..windows import MASKED, chosen_window
 from .base import (
     chosen_heads,
-    entitle,
+    set_title,
     legend,
     mark_query,
     outline,
     panels,
     percent,
     row_title,
-    say_in,
+    placeholder,
     show,
 )
 
 MAX_ARROWS = 14  # along a side
-GROUP_COLOURS = class_colours(10)
-KEY_COLOUR = '#ffb000'
+GROUP_COLORS = class_colors(10)
+KEY_COLOR = '#ffb000'
 LARGEST_CIRCLE = 130.0  # its area, in square points
 
 
@@ -43,9 +43,9 @@ def plot_sampling_points(
     """Where keys and values are sampled, a panel for each block: points by group, with arrows from their references.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         blocks: with deformable attention.
-        model: its name.
+        model: name of the model.
         found: a detector's predictions, drawn below the points.
         classes: names of their classes.
         head: show its group alone; None shows all.
@@ -56,15 +56,15 @@ def plot_sampling_points(
         picture.shape[:2],
         f'{model}: where deformable attention samples the image',
         'Every query attends to these points. Arrows start at the regular grid and end where the network moved the '
-        'point; each colour is an offset group (some heads). Where there are many points, only some are drawn.',
+        'point; each color is an offset group (some heads). Where there are many points, only some are drawn.',
         lines=3,
     )
     first, *rest = axes[0]
     show(first, picture, 'image')
     if found is not None:
         num = len(found.labels)
-        entitle(first, f'image with {num} predictions' if num else 'image: nothing was detected')
-        draw_instances(first, picture, found, classes, class_colours(len(classes)))
+        set_title(first, f'image with {num} predictions' if num else 'image: nothing was detected')
+        draw_instances(first, picture, found, classes, class_colors(len(classes)))
     shown = set()
     for panel, block in zip(rest, blocks, strict=True):
         points = sampling_points(block)
@@ -78,13 +78,13 @@ def plot_sampling_points(
         moves = points.positions[list(groups)] - points.references
         shift = np.linalg.norm(moves, axis=-1).mean()
         drawn = '' if step == 1 else f' (1 in {step**2} drawn)'
-        entitle(
+        set_title(
             panel,
             f'stage {block.stage}, block {block.index}\n{rows} × {columns} points{drawn}\n'
             f'moved by {shift:.0f} px on average',
         )
     handles = [
-        Line2D([], [], color=GROUP_COLOURS[g % 10], marker='o', markersize=4, label=f'group {g}')
+        Line2D([], [], color=GROUP_COLORS[g % 10], marker='o', markersize=4, label=f'group {g}')
         for g in sorted(shown)
     ]
     legend(figure, handles)
@@ -103,10 +103,10 @@ def plot_top_keys(
     """The keys that one point of the image attends most: a row for each block, circles as large as their weight.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         blocks: with deformable attention.
-        query: (y, x) in pixels.
-        model: its name.
+        query: (y, x) in pixels of the picture.
+        model: name of the model.
         head: the only head to show beside all together; None shows the first ones.
         swin: blocks of a Swin for the same picture; that of the same stage is shown at the right.
         num: circles in a panel.
@@ -136,7 +136,7 @@ def plot_top_keys(
             _circles(panel, points, shares, whose)
             mark_query(panel, *query)
         for panel in row[len(shown) : columns - bool(swin)]:
-            say_in(panel, f'{block.num_heads} heads in this stage')
+            placeholder(panel, f'{block.num_heads} heads in this stage')
         if swin:
             _swin_panel(row[-1], picture, block.stage, swin, query, num)
     return figure
@@ -149,11 +149,11 @@ def _arrows(panel: Axes, points: SamplingPoints, groups: Sequence[int]) -> int:
     references = points.references[thin].reshape(-1, 2)
     for group in groups:
         ends = points.positions[group][thin].reshape(-1, 2)
-        colour = GROUP_COLOURS[group % 10]
+        color = GROUP_COLORS[group % 10]
         panel.quiver(
             *references.T,
             *(ends - references).T,
-            color=colour,
+            color=color,
             angles='xy',
             scale_units='xy',
             scale=1,
@@ -161,12 +161,12 @@ def _arrows(panel: Axes, points: SamplingPoints, groups: Sequence[int]) -> int:
             headwidth=4,
             alpha=min(0.9, 0.2 + 2 / len(groups)),
         )
-        panel.scatter(*ends.T, s=7, color=colour, edgecolor='black', linewidth=0.3, zorder=5)
+        panel.scatter(*ends.T, s=7, color=color, edgecolor='black', linewidth=0.3, zorder=5)
     return step
 
 
 def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray, whose: str) -> None:
-    entitle(
+    set_title(
         panel,
         f'{whose}: {percent(shares.sum())} of the\nattention in all, the largest {percent(shares.max())}',
     )
@@ -174,7 +174,7 @@ def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray, whose: str) ->
         *points.T,
         s=LARGEST_CIRCLE * shares / shares.max(),
         facecolor=[(1, 0.69, 0, 0.25)],
-        edgecolor=KEY_COLOUR,
+        edgecolor=KEY_COLOR,
         linewidth=1.1,
     )
 
@@ -182,7 +182,7 @@ def _circles(panel: Axes, points: np.ndarray, shares: np.ndarray, whose: str) ->
 def _swin_panel(panel, picture, stage, swin, query, num) -> None:
     same = [block for block in swin if block.stage == stage]
     if not same:
-        say_in(panel, f'Swin has no stage {stage}')
+        placeholder(panel, f'Swin has no stage {stage}')
         return
     block = same[-1]
     window = chosen_window(block, block.token(*query))

@@ -1,4 +1,4 @@
-"""Pictures for every family: Grad-CAM, effective receptive fields, features as colours."""
+"""Pictures for every family: Grad-CAM, effective receptive fields, features as colors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..pca import feature_pca
 from ..receptive_field import side_that_holds
-from .base import colour_bar, entitle, heat, outline, panels, show
+from .base import color_bar, set_title, heat, outline, panels, show
 
 SHARE = 0.9  # of the receptive field, in the frame
 
@@ -27,11 +27,11 @@ def plot_grad_cam(
     """Places that raise a score, a panel for each output of the backbone.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         cams: of :func:`mmattn.visualization.grad_cam`.
         input_size: rows and columns of the model's input, padding included.
         target: what the score is.
-        model: its name.
+        model: name of the model.
         box: x1, y1, x2, y2 of the detection that is explained.
     """
     figure, axes = panels(
@@ -50,7 +50,7 @@ def plot_grad_cam(
     if box is not None:
         for panel in axes[0]:
             outline(panel, box[1::2], box[::2])
-    colour_bar(axes[0, -1], scale, 'share of the maximum')
+    color_bar(figure, axes[0, -1], scale, 'share of the maximum')
     return figure
 
 
@@ -60,10 +60,10 @@ def plot_receptive_field(
     """What the middle of each output of the backbone depends on, a panel for each.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         fields: of :func:`mmattn.visualization.effective_receptive_field`.
         strides: pixels a token of each output.
-        model: its name.
+        model: name of the model.
     """
     figure, axes = panels(
         1,
@@ -93,40 +93,40 @@ def plot_receptive_field(
         )
         y, x = (_middle(field.shape[axis], stride) for axis in (0, 1))
         outline(panel, (y - side / 2, y + side / 2), (x - side / 2, x + side / 2))
-    colour_bar(axes[0, -1], scale, 'dependence, over its maximum')
+    color_bar(figure, axes[0, -1], scale, 'dependence, over its maximum')
     return figure
 
 
 def plot_features(
     picture: np.ndarray, features: Sequence[Tensor], input_size: tuple[int, int], model: str
 ) -> Figure:
-    """The features as colours, a panel for each output of the backbone.
+    """The features as colors, a panel for each output of the backbone.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         features: of a :class:`mmattn.visualization.Capture`.
         input_size: rows and columns of the model's input, padding included.
-        model: its name.
+        model: name of the model.
     """
     figure, axes = panels(
         1,
         len(features) + 1,
         picture.shape[:2],
-        f'{model}: features as colours',
-        'The three strongest principal components of the channels as red, green and blue: places of one colour look '
-        'alike to the model. Colours of different panels have nothing to do with each other.',
+        f'{model}: features as colors',
+        'The three strongest principal components of the channels as red, green and blue: places of one color look '
+        'alike to the model. Colors of different panels have nothing to do with each other.',
     )
     show(axes[0, 0], picture, 'image')
     height, width = picture.shape[:2]
     for panel, feature in zip(axes[0, 1:], features, strict=True):
-        colours, variance = feature_pca(feature)
-        rows, columns = colours.shape[:2]
-        stride = _stride(colours, input_size)
+        colors, variance = feature_pca(feature)
+        rows, columns = colors.shape[:2]
+        stride = _stride(colors, input_size)
         panel.imshow(
-            colours, extent=(0, columns * stride, rows * stride, 0), interpolation='nearest'
+            colors, extent=(0, columns * stride, rows * stride, 0), interpolation='nearest'
         )
         panel.set(xlim=(0, width), ylim=(height, 0))
-        entitle(
+        set_title(
             panel,
             f'at 1/{stride}: {feature.shape[1]} channels,\n{variance.sum():.0%} of their variance',
         )

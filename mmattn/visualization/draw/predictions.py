@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..detection import Instances, class_colours, draw_instances
+from ..detection import Instances, class_colors, draw_instances
 from ..subject import IGNORED
-from .base import entitle, grey, legend, panels, show
+from .base import set_title, gray, legend, panels, show
 
 TOP = 5  # classes of a classifier
 MAX_LEGEND = 10  # the largest segments are named
@@ -28,22 +28,22 @@ def plot_prediction(
     """The annotation, if there is one, and what the model says.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         prediction: :class:`Instances`, labels (H, W), or probabilities (classes,).
         truth: the same, a class index beside probabilities, or None.
         classes: their names.
-        model: its name.
+        model: name of the model.
         threshold: detections of a lower score are not drawn.
     """
     figure, axes = panels(1, 3, picture.shape[:2], f'{model}: prediction', '', lines=2)
     first, second, third = axes[0]
     show(first, picture, 'image')
-    colours = class_colours(len(classes))
+    colors = class_colors(len(classes))
     if isinstance(prediction, Instances):
         found = prediction.above(threshold)
-        _instances(second, picture, truth, classes, colours)
-        _instances(third, picture, found, classes, colours)
-        entitle(third, f'prediction: {len(found.labels)} with a score ≥ {threshold:g}')
+        _instances(second, picture, truth, classes, colors)
+        _instances(third, picture, found, classes, colors)
+        set_title(third, f'prediction: {len(found.labels)} with a score ≥ {threshold:g}')
         return figure
     if prediction.ndim == 1:
         second.set_axis_on()
@@ -63,28 +63,28 @@ def plot_prediction(
     else:
         known = truth != IGNORED
         right = (prediction == truth)[known].mean() if known.any() else 0
-        _segments(second, picture, truth, palette, 'ground truth\n(grey: not annotated)')
+        _segments(second, picture, truth, palette, 'ground truth\n(gray: not annotated)')
         title = f'prediction:\n{right:.0%} of the annotated pixels right'
         _segments(third, picture, prediction, palette, title)
-    handles = [Patch(color=colour, label=classes[label]) for label, colour in palette.items()]
+    handles = [Patch(color=color, label=classes[label]) for label, color in palette.items()]
     legend(figure, handles[:MAX_LEGEND])
     return figure
 
 
-def _instances(panel, picture, instances, classes, colours) -> None:
+def _instances(panel, picture, instances, classes, colors) -> None:
     if instances is None:
         show(panel, picture, 'no ground truth')
         return
-    draw_instances(panel, picture, instances, classes, colours)
-    entitle(panel, f'ground truth: {len(instances.labels)}')
+    draw_instances(panel, picture, instances, classes, colors)
+    set_title(panel, f'ground truth: {len(instances.labels)}')
 
 
 def _segments(panel, picture, labels, palette, title) -> None:
-    coloured = grey(picture) / 255
-    for label, colour in palette.items():
+    colored = gray(picture) / 255
+    for label, color in palette.items():
         place = labels == label
-        coloured[place] = 0.35 * coloured[place] + 0.65 * colour[:3]
-    show(panel, (255 * coloured).astype(np.uint8), title)
+        colored[place] = 0.35 * colored[place] + 0.65 * color[:3]
+    show(panel, (255 * colored).astype(np.uint8), title)
 
 
 def _shrunk(axes) -> tuple[float, float, float, float]:
@@ -105,4 +105,4 @@ def _bars(panel, probabilities, truth, classes) -> None:
     panel.set_xticks([0, 50, 100], ['0 %', '50 %', '100 %'], fontsize=8)
     panel.spines[['top', 'right']].set_visible(False)
     known = 'no ground truth' if truth is None else f'ground truth: {classes[truth]}'
-    entitle(panel, f'probability of the {len(best)} likeliest classes\n{known}')
+    set_title(panel, f'probability of the {len(best)} likeliest classes\n{known}')

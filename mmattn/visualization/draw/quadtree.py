@@ -13,15 +13,15 @@ from ..attention import attention_maps
 from ..capture import Block
 from ..quadtree import KeptPatches, kept_patches, looks_across
 from .base import (
-    colour_bar,
-    entitle,
-    grey,
+    color_bar,
+    set_title,
+    gray,
     heat,
     mark_query,
     outline,
     panels,
     row_title,
-    say_in,
+    placeholder,
     show,
 )
 
@@ -39,10 +39,10 @@ def plot_kept_patches(
     """What one point of the image keeps at each level, a row for each block.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         blocks: with QuadTree attention.
-        query: (y, x) in pixels.
-        model: its name.
+        query: (y, x) in pixels of the picture.
+        model: name of the model.
         head: whose choice; None takes all heads together.
         other: another picture of that size and its blocks, to look from the first into the second.
     """
@@ -76,7 +76,7 @@ def plot_kept_patches(
             mark_query(row[0], *query)
         steps = row[lead : lead + most]
         for panel in steps[: most - block.module.num_levels]:
-            say_in(
+            placeholder(
                 panel,
                 f'this stage has\n{block.module.num_levels} level{"s" * (block.module.num_levels > 1)}',
             )
@@ -98,7 +98,7 @@ def plot_kept_patches(
         heat(row[-1], target, share, block.stride, scale, 'attention')
         if not other:
             mark_query(row[-1], *query)
-        colour_bar(row[-1], scale, '% of the attention')
+        color_bar(figure, row[-1], scale, '% of the attention')
     return figure
 
 
@@ -128,7 +128,7 @@ def _kept(
             zorder=10,
         )
     share = 100 * sum(scores.values())
-    entitle(
+    set_title(
         panel,
         f'level {level.level}: {len(scores)} patches of {side} px,\n{share:.0f} % of its attention',
     )
@@ -154,13 +154,13 @@ def _candidates(
         for row, column in levels[-1].patches[h]:
             lit[row * side : (row + 1) * side, column * side : (column + 1) * side] = 1
     _lit(panel, picture, lit)
-    entitle(panel, f'level 0: looks at tokens of {block.stride} px\nin all that was kept')
+    set_title(panel, f'level 0: looks at tokens of {block.stride} px\nin all that was kept')
 
 
 def _lit(panel: Axes, picture: np.ndarray, brightness: np.ndarray) -> None:
-    """The picture, dark and grey where the brightness is 0."""
+    """The picture, dark and gray where the brightness is 0."""
     share = brightness[..., None]
-    show(panel, picture * share + grey(picture) * DARK * (1 - share))
+    show(panel, picture * share + gray(picture) * DARK * (1 - share))
 
 
 def _same_block(blocks: Sequence[Block], block: Block) -> Block:

@@ -12,13 +12,13 @@ from ..capture import Block
 from ..windows import chosen_window, received_attention
 from .base import (
     chosen_heads,
-    colour_bar,
+    color_bar,
     heat,
     mark_query,
     outline,
     panels,
     row_title,
-    say_in,
+    placeholder,
     show,
 )
 
@@ -29,9 +29,9 @@ def plot_received_attention(
     """Which tokens of their windows are looked at: a row for each block, the mean of its heads and some heads.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         blocks: with window attention.
-        model: its name.
+        model: name of the model.
         head: the only head to show beside the mean; None shows the first ones.
     """
     heads = [chosen_heads(block.num_heads, head) for block in blocks]
@@ -59,8 +59,8 @@ def plot_received_attention(
         for panel, (name, values) in zip(row[1:], maps.items(), strict=False):
             heat(panel, picture, values, block.stride, scale, name)
         for panel in row[1 + len(maps) :]:
-            say_in(panel, f'{block.num_heads} head{"s" * (block.num_heads > 1)} in this stage')
-        colour_bar(row[-1], scale, 'times the average')
+            placeholder(panel, f'{block.num_heads} head{"s" * (block.num_heads > 1)} in this stage')
+        color_bar(figure, row[-1], scale, 'times the average')
     return figure
 
 
@@ -74,10 +74,10 @@ def plot_chosen_window(
     """One window a block: what a point of the image attends in it, and what all its points do on average.
 
     Args:
-        picture: uint8 (H, W, 3).
+        picture: uint8 RGB (H, W, 3).
         blocks: with window attention, one row each.
-        query: (y, x) in pixels.
-        model: its name.
+        query: (y, x) in pixels of the picture.
+        model: name of the model.
         head: whose attention; None takes the mean of all heads.
     """
     figure, axes = panels(
@@ -103,7 +103,7 @@ def plot_chosen_window(
                 outline(row[0], rows, columns)
         if len(spans[0]) > 1 or len(spans[1]) > 1:
             for panel in row[1:]:
-                say_in(
+                placeholder(
                     panel, 'The shift has joined this window\nfrom opposite borders of the image.'
                 )
             continue
@@ -115,12 +115,12 @@ def plot_chosen_window(
             heat(panel, picture, values, stride, scale, name)
             panel.set(xlim=(left, right), ylim=(bottom, top))
         mark_query(row[1], *query)
-        colour_bar(row[-1], scale, "% of the window's attention")
+        color_bar(figure, row[-1], scale, "% of the window's attention")
     return figure
 
 
 def _spans(places: np.ndarray, stride: int) -> list[tuple[float, float]]:
-    """Runs of neighbouring tokens, in pixels."""
+    """Runs of neighboring tokens, in pixels."""
     cuts = np.flatnonzero(np.diff(places) != 1) + 1
     return [(run[0] * stride, (run[-1] + 1) * stride) for run in np.split(places, cuts)]
 
