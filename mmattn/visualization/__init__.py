@@ -9,7 +9,10 @@ imported at first use, as most of them need matplotlib.
 from importlib import import_module
 from typing import Any
 
-from .capture import Block, Capture, capture
+# Imported here, as the submodule would hide the function of the same name.
+from .capture import Block as Block
+from .capture import Capture as Capture
+from .capture import capture as capture
 
 _NAMES = {
     'attention': ('attention_maps',),

@@ -128,14 +128,14 @@ class Capture:
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Capture]:
-    """Record forward passes of ``model`` in the ``with`` block; the latest one replaces earlier ones.
+    """Record forward passes of ``model`` in the ``with`` block; the latest one counts.
 
     Only the inputs of attention modules and the features are stored, so the model runs as usual,
     with any backend of the operators.
 
     Args:
-        model: a backbone of mmattn or mmdet's SwinTransformer, alone or inside a detector, segmentor
-            or classifier.
+        model: a backbone of mmattn or mmdet's SwinTransformer, alone or inside a detector,
+            segmentor or classifier.
 
     Yields:
         The :class:`Capture` that the forward passes fill.
@@ -227,13 +227,12 @@ _KINDS = {
 
 def _describe(module: Any, inputs: tuple) -> tuple[str, tuple[int, int]]:
     """Kind of an attention module, and size of its map in tokens."""
-    if not isinstance(module, (WindowAttention, *_KINDS)):  # mmdet's ShiftWindowMSA
-        return 'shifted' if module.shift_size else 'local', tuple(inputs[1])
-    size = tuple(inputs[0].shape[1:3])
     for cls, kind in _KINDS.items():
         if isinstance(module, cls):
-            return kind, size
-    return 'shifted' if module.shift else 'local', size
+            return kind, tuple(inputs[0].shape[1:3])
+    if isinstance(module, WindowAttention):
+        return 'shifted' if module.shift else 'local', tuple(inputs[0].shape[1:3])
+    return 'shifted' if module.shift_size else 'local', tuple(inputs[1])  # mmdet's ShiftWindowMSA
 
 
 def tokens_of(block: Block, queries: Sequence[tuple[int, int]] | Tensor) -> Tensor:

@@ -151,8 +151,8 @@ def place_labels(
 ) -> list[tuple[float, float]]:
     """Top left corners (x, y) for the labels of boxes, inside the image and without overlap.
 
-    Each label takes the first free position above, below or inside its box; if none is free, the one
-    with the least overlap.
+    Each label takes the first free position above, below or inside its box; if none is free, the
+    one with the least overlap.
 
     Args:
         texts: labels, in a font whose letters are 0.6 times as wide as high.

@@ -143,7 +143,8 @@ def enclosing_side(field: np.ndarray, share: float) -> int:
     """Side of the smallest square, in pixels, that holds a share of a receptive field.
 
     Args:
-        field: (H, W), of :func:`effective_receptive_field`; the square is around its center of mass.
+        field: (H, W), from :func:`effective_receptive_field`. Its center of mass is the square's
+            center.
         share: in (0, 1].
     """
     total = field.sum()

@@ -81,7 +81,12 @@ def attention_across(
     """
     token = torch.tensor([query[0] * query_map.shape[2] + query[1]], device=query_map.device)
     levels = attention.details(query_map, context_map, queries=token).weights
-    return _to_finest(levels, (context_map.shape[1], context_map.shape[2]))[0, :, 0].float().cpu().numpy()
+    return (
+        _to_finest(levels, (context_map.shape[1], context_map.shape[2]))[0, :, 0]
+        .float()
+        .cpu()
+        .numpy()
+    )
 
 
 def _to_finest(levels: list[Tensor], size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models built from a config and a checkpoint, with the attention and predictions for image files."""
+"""Models built from a config and a checkpoint; their attention and predictions for image files."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ class Subject:
 
     Args:
         config: config of mmdet, mmseg or mmpretrain: a path, or an ``mmengine.Config``.
-        checkpoint: as for :func:`mmattn.checkpoint.load_checkpoint`; None leaves random weights.
+        checkpoint: as for :func:`mmattn.checkpoint.load_checkpoint`, for mmdet's Swin a file in
+            mmengine's format; None leaves random weights.
         device: device of the model.
 
     Attributes:
@@ -132,7 +133,10 @@ class Subject:
     """
 
     def __init__(
-        self, config: str | Path | Config, checkpoint: Any = None, device: str | torch.device = 'cpu'
+        self,
+        config: str | Path | Config,
+        checkpoint: Any = None,
+        device: str | torch.device = 'cpu',
     ):
         self.config = deepcopy(config) if isinstance(config, Config) else Config.fromfile(config)
         if modules := self.config.get('custom_imports'):
@@ -255,9 +259,7 @@ class Subject:
         return Instances(found.labels, found.bboxes, masks, found.scores)
 
 
-def _fit_ramp(
-    channel: np.ndarray, filled: np.ndarray, axis: int, side: int
-) -> tuple[float, float]:
+def _fit_ramp(channel: np.ndarray, filled: np.ndarray, axis: int, side: int) -> tuple[float, float]:
     """Scale and offset along an axis, from a ramp of 0 to 255 over ``side`` pixels of the file."""
     positions = np.flatnonzero(filled.any(1 - axis))
     inside = np.where(filled, channel, np.nan)[filled.any(1)][:, filled.any(0)]

@@ -13,7 +13,7 @@ from mmattn.visualization import (
     capture,
     chosen_window,
     kept_patches,
-    looks_across,
+    attention_across,
     sampling_points,
     top_keys,
 )
@@ -97,7 +97,7 @@ def test_between_two_images():
     for parameter in (attention.q_proj.weight, attention.k_proj.weight):
         parameter.data *= 30
     first, second = torch.randn(1, 8, 8, 16), torch.randn(1, 12, 16, 16)
-    share = looks_across(attention, first, (2, 5), second)
+    share = attention_across(attention, first, (2, 5), second)
     assert share.shape == (2, 12, 16)
     with torch.no_grad():
         values = attention.v_proj(second)[0].unflatten(2, (2, 8))

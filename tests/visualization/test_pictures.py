@@ -8,7 +8,7 @@ from helpers.small_backbones import small_backbone
 from mmattn.visualization import Instances, capture, plot_prediction
 from mmattn.visualization.draw.base import rendered
 from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field
-from mmattn.visualization.pictures import Choice, attention_pictures, default_queries
+from mmattn.visualization.pictures import PictureOptions, attention_pictures, default_queries
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 FOUND = Instances(
@@ -48,7 +48,7 @@ def check(figure, *said):
 
 
 def test_gcvit():
-    pictures = attention_pictures(PICTURE, look('gcvit'), 'GCViT', Choice())
+    pictures = attention_pictures(PICTURE, look('gcvit'), 'GCViT', PictureOptions())
     assert set(pictures) == {'attention_local', 'attention_global', 'window_0'}
     figure = pictures['attention_global']()
     check(
@@ -76,7 +76,7 @@ def test_dat_beside_swin():
     with capture(swin) as beside, torch.no_grad():
         swin(torch.randn(1, 3, 64, 96))
     pictures = attention_pictures(
-        PICTURE, look('dat'), 'DAT', Choice(), FOUND, CLASSES, swin=beside.blocks
+        PICTURE, look('dat'), 'DAT', PictureOptions(), FOUND, CLASSES, swin=beside.blocks
     )
     names = {'attention_local', 'attention_shifted', 'sampling_points', 'keys_0', 'keys_1'}
     assert set(pictures) == names
@@ -94,7 +94,7 @@ def test_dat_beside_swin():
 
 
 def test_dat_plus_plus():
-    pictures = attention_pictures(PICTURE, look('dat++'), 'DAT++', Choice())
+    pictures = attention_pictures(PICTURE, look('dat++'), 'DAT++', PictureOptions())
     assert set(pictures) == {'sampling_points', 'keys_0'}
     check(pictures['keys_0'](), 'stage 0, block 0', 'stage 1, block 1', '2 heads in this stage')
 
@@ -102,7 +102,7 @@ def test_dat_plus_plus():
 def test_quadtree_in_one_image_and_between_two():
     seen = look('quadtree')
     other = PICTURE[::-1].copy(), look('quadtree')
-    choice = Choice(queries=[(20, 70)])
+    choice = PictureOptions(queries=[(20, 70)])
     pictures = attention_pictures(PICTURE, seen, 'QuadTree', choice, other=other)
     assert set(pictures) == {'kept_0', 'kept_between_0'}
     figure = pictures['kept_0']()
@@ -115,7 +115,7 @@ def test_quadtree_in_one_image_and_between_two():
 
 @pytest.mark.parametrize('family', ['gcvit', 'dat', 'quadtree'])
 def test_one_stage_and_one_head(family):
-    pictures = attention_pictures(PICTURE, look(family), 'm', Choice(stage=2, head=1))
+    pictures = attention_pictures(PICTURE, look(family), 'm', PictureOptions(stage=2, head=1))
     for name, draw in pictures.items():
         figure = draw()
         assert ('head 1' in words(figure)) != (name == 'sampling_points')
@@ -128,9 +128,9 @@ def test_a_wrong_stage_or_head_says_what_there_is():
     with pytest.raises(
         ValueError, match=r'in stage 4; there is stage 0: local, global \(1 head\); stage 1'
     ):
-        attention_pictures(PICTURE, seen, 'm', Choice(stage=4))
+        attention_pictures(PICTURE, seen, 'm', PictureOptions(stage=4))
     with pytest.raises(ValueError, match=r'no head 2; there is stage 0: local, global \(1 head\)'):
-        attention_pictures(PICTURE, seen, 'm', Choice(head=2))
+        attention_pictures(PICTURE, seen, 'm', PictureOptions(head=2))
 
 
 def test_queries_are_the_best_detections_inside_the_picture():
