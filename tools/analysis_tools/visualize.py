@@ -23,10 +23,10 @@ from mmattn.checkpoint import CheckpointError
 from mmattn.engine.runtime import add_cfg_options, stop
 from mmattn.visualization.detection import Instances
 from mmattn.visualization.draw.base import rendered
+from mmattn.visualization.ground_truth import GroundTruth
 from mmattn.visualization.page import PageImage, page_data, render_page
 from mmattn.visualization.pictures import PictureOptions, attention_pictures, model_pictures
 from mmattn.visualization.subject import Subject, View
-from mmattn.visualization.ground_truth import GroundTruth
 
 PATIENCE = 2.0  # seconds without a progress bar
 SHEET_WIDTH = 1500  # pixels of a contact sheet

@@ -39,7 +39,8 @@ def plot_grad_cam(
         picture.shape[:2],
         f'{model}: Grad-CAM for {target}',
         "Bright positions of a stage's features raise the score; each panel is scaled from 0 to "
-        'its maximum. All dark: the score does not depend on this stage, or every position lowers it.',
+        'its maximum. All dark: the score does not depend on this stage, or every position lowers '
+        'it.',
     )
     show(axes[0, 0], picture, target)
     scale = Normalize(0, 1)
