@@ -20,7 +20,7 @@ from .explain import class_score, detection_score, effective_receptive_field, gr
 from .subject import Subject, View
 
 WINDOW_KINDS = ('local', 'shifted', 'global')
-MAX_QUERIES = 2  # detections to look from, if no query is given
+MAX_QUERIES = 2  # detections that give queries, if none are given
 
 Pictures = dict[str, Callable[[], Figure]]
 
@@ -61,7 +61,7 @@ def attention_pictures(
         picture: uint8 RGB (H, W, 3).
         seen: recorded forward pass for the picture.
         model: name of the model.
-        options: what to show.
+        options: stages, heads, queries and thresholds to show.
         found: a detector's predictions.
         classes: names of the predictions' classes.
         swin: blocks of a Swin for the same picture.
@@ -128,7 +128,7 @@ def model_pictures(
         subject: the model.
         view: one image.
         truth: annotation of the image, or None.
-        options: what to show.
+        options: stages, heads, queries and thresholds to show.
     """
     picture, size = view.picture, _input_size(view)
     return dict(
