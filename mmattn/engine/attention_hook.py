@@ -15,7 +15,7 @@ from mmattn.visualization.capture import Capture, capture, find_backbone
 from mmattn.visualization.detection import Instances
 from mmattn.visualization.draw.base import rendered
 from mmattn.visualization.draw.maps import plot_features
-from mmattn.visualization.pictures import Choice, attention_pictures
+from mmattn.visualization.pictures import PictureOptions, attention_pictures
 
 
 @HOOKS.register_module()
@@ -52,7 +52,7 @@ class AttentionHook(Hook):
                 raise ValueError(f'{name} must be a positive integer, got {value!r}')
         self.num_images = num_images
         self.interval = interval
-        self.choice = Choice(stage=stage, head=head, threshold=score_thr)
+        self.options = PictureOptions(stage=stage, head=head, threshold=score_thr)
         self.evaluations = 0
         self._watching = ExitStack()
         self._seen: Capture | None = None
@@ -75,12 +75,12 @@ class AttentionHook(Hook):
         self._watching.close()
         picture = _picture(data_batch['inputs'][0])
         found = _found(outputs[0], picture)
-        found = found and found.above(self.choice.threshold)
+        found = found and found.above(self.options.threshold)
         name = type(find_backbone(runner.model)).__name__
         classes = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
         if classes is None and found is not None:
             classes = [str(label) for label in range(int(found.labels.max(initial=0)) + 1)]
-        pictures = attention_pictures(picture, seen, name, self.choice, found, classes or ())
+        pictures = attention_pictures(picture, seen, name, self.options, found, classes or ())
         pictures['features'] = lambda: plot_features(picture, seen.features, seen.input_size, name)
         with torch.no_grad():
             for kind, draw in pictures.items():

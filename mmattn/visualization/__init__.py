@@ -1,19 +1,21 @@
-"""Pictures of what models attend to: arrays first, then figures of them.
+"""Attention, features and predictions of a model as arrays and as figures.
 
-:func:`capture` watches a forward pass and needs torch alone; :func:`attention_maps` and the
-functions of one family turn what it saw into arrays; ``plot_*`` draw them. :class:`Subject` makes
-all that from a config, a checkpoint and an image file. Other modules than ``capture`` are imported
-at first use, as they need matplotlib.
+:func:`capture` records a forward pass and needs torch alone; :func:`attention_maps` and the
+functions of one family turn the record into arrays; ``plot_*`` draw them. :class:`Subject` builds
+all of that from a config, a checkpoint and an image file. Modules other than ``capture`` are
+imported at first use, as most of them need matplotlib.
 """
 
 from importlib import import_module
 from typing import Any
 
-from .capture import Block, Capture, capture
+# Imported here, as the submodule would hide the function of the same name.
+from .capture import Block as Block
+from .capture import Capture as Capture
+from .capture import capture as capture
 
 _NAMES = {
     'attention': ('attention_maps',),
-    'cam': ('grad_cam',),
     'deformable': ('sampling_points', 'top_keys'),
     'detection': ('Instances', 'plot_predictions'),
     'draw.deformable': ('plot_sampling_points', 'plot_top_keys'),
@@ -21,10 +23,9 @@ _NAMES = {
     'draw.predictions': ('plot_prediction',),
     'draw.quadtree': ('plot_kept_patches',),
     'draw.windows': ('plot_chosen_window', 'plot_received_attention'),
+    'explain': ('effective_receptive_field', 'feature_pca', 'grad_cam'),
     'page': ('PageImage', 'page_data', 'render_page'),
-    'pca': ('feature_pca',),
-    'quadtree': ('kept_patches', 'looks_across'),
-    'receptive_field': ('effective_receptive_field',),
+    'quadtree': ('attention_across', 'kept_patches'),
     'subject': ('Subject', 'View'),
     'windows': ('chosen_window', 'received_attention'),
 }

@@ -1,4 +1,4 @@
-"""Where a token looks: its attention to every token of its map, for any of the mechanisms."""
+"""Attention of single tokens to all tokens of their map, for every mechanism."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _TO_TOKENS = {
 
 
 def attention_maps(block: Block, queries: Sequence[tuple[int, int]] | Tensor) -> np.ndarray:
-    """How a block's attention is shared out among the tokens of its map.
+    """Attention of some tokens to every token of their map.
 
-    A deformable sample lies between tokens and counts for the four around it, as it was sampled from them. Levels of
-    a QuadTree count for all tokens that they were pooled from. What falls outside the map (a window's padding) is
-    lost, so the shares add up to 1 or a little less; type A of QuadTree, to what it has left at the finest levels.
+    The attention to a deformable sample is divided among the four tokens around it, with the
+    weights of the bilinear interpolation. A coarse patch of a QuadTree passes its attention to all
+    tokens that it was pooled from. Attention that falls outside the map (a window's padding) is
+    dropped, so the shares of a query sum to 1 or slightly less; in type A of QuadTree, to what
+    remains at the finest levels.
 
     Args:
-        block: of :func:`mmattn.visualization.capture`.
-        queries: (n, 2), (row, column) in tokens; :meth:`Block.token` gives those of a pixel.
+        block: from :func:`mmattn.visualization.capture`.
+        queries: (n, 2), (row, column) in tokens; :meth:`Block.token` converts from pixels.
 
     Returns:
         float32 (n, heads, H, W).

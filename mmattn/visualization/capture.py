@@ -1,12 +1,13 @@
-"""What the attention modules of a model are given in one of its ordinary forward passes."""
+"""Recording of the inputs of a model's attention modules during a forward pass."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,62 +21,62 @@ from mmattn.attention import (
 )
 from mmattn.backbones.base import PyramidBackbone
 
-STEM_STRIDE = 4  # pixels a token in stage 0; each stage doubles it
+STEM_STRIDE = 4  # pixels per token in stage 0; each stage doubles it
 
-# Attention modules by stage and block, in our backbones and in mmdet's Swin.
+# Names of attention modules, with stage and block, in our backbones and in mmdet's Swin.
 ATTENTION_NAME = r'stages\.(\d+)\.blocks\.(\d+)\.attn'
 
 
 @dataclass(frozen=True)
 class Block:
-    """An attention module, and what it was given for one image.
+    """An attention module and its inputs for one image.
 
     Attributes:
-        stage: of the backbone, from 0.
-        index: of the block in its stage, from 0.
+        stage: index of the stage, from 0.
+        index: index of the block in its stage, from 0.
         kind: 'local', 'shifted', 'global', 'neighborhood', 'deformable' or 'quadtree'.
-        module: the attention module.
-        inputs: what it was called with; maps with a batch of 1.
+        module: the attention module, one of :mod:`mmattn.attention` or mmdet's ShiftWindowMSA.
+        inputs: arguments of its call; maps have a batch of 1.
         size: rows and columns of its map, in tokens.
     """
 
     stage: int
     index: int
     kind: str
-    module: nn.Module
+    module: Any  # by ``kind``
     inputs: tuple
     size: tuple[int, int]
 
     @property
     def stride(self) -> int:
-        """Pixels of the image along one side of a token."""
+        """Side of a token in pixels of the image."""
         return STEM_STRIDE * 2**self.stage
 
     @property
     def num_heads(self) -> int:
-        module = getattr(self.module, 'w_msa', self.module)  # mmdet's Swin has it one deeper
-        return module.num_heads
+        return getattr(self.module, 'w_msa', self.module).num_heads  # w_msa: mmdet's Swin
 
     @property
     def title(self) -> str:
         return f'stage {self.stage}, block {self.index} ({self.kind})'
 
     def token(self, y: float, x: float) -> tuple[int, int]:
-        """The token (row, column) of the map that holds a point of the image, in pixels."""
-        return tuple(
-            min(max(int(place // self.stride), 0), side - 1)
-            for place, side in zip((y, x), self.size, strict=True)
+        """Token (row, column) that contains a point of the image, in pixels; clipped to the map."""
+        row, column = (
+            min(max(int(value // self.stride), 0), side - 1)
+            for value, side in zip((y, x), self.size, strict=True)
         )
+        return row, column
 
 
 @dataclass
 class Capture:
-    """What the latest forward pass under :func:`capture` left, for the first image of its batch.
+    """Record of the latest forward pass under :func:`capture`, for the first image of its batch.
 
     Attributes:
-        blocks: in the order in which they ran.
+        blocks: attention blocks in the order in which they ran.
         features: the backbone's outputs, each (1, C_i, H_i, W_i).
-        input_size: rows and columns of the images that the backbone was given, in pixels.
+        input_size: rows and columns of the backbone's input, in pixels.
     """
 
     blocks: list[Block] = field(default_factory=list)
@@ -83,10 +84,14 @@ class Capture:
     input_size: tuple[int, int] = (0, 0)
 
     def block(self, stage: int | None = None, *kinds: str) -> Block:
-        """The last block of a stage (None: of all), of one of these kinds if any are named.
+        """Last block of a stage.
+
+        Args:
+            stage: None takes the last block of all stages.
+            kinds: accepted kinds of attention; without any, all.
 
         Raises:
-            ValueError: there is none; the message lists what there is.
+            ValueError: there is no such block; the message lists what there is.
         """
         found = [
             block
@@ -96,12 +101,13 @@ class Capture:
         if not found:
             wanted = ' or '.join(kinds) or 'any'
             raise ValueError(
-                f'there is no block of {wanted} attention in stage {stage}; there is {self.summary()}'
+                f'there is no block of {wanted} attention in stage {stage}; '
+                f'there is {self.summary()}'
             )
         return found[-1]
 
     def last_blocks(self, *kinds: str) -> list[Block]:
-        """The last block of each of these kinds (none: of all) in each stage."""
+        """Last block of each kind in each stage; without ``kinds``, of all kinds."""
         last = {
             (block.stage, block.kind): block
             for block in self.blocks
@@ -110,8 +116,8 @@ class Capture:
         return list(last.values())
 
     def summary(self) -> str:
-        """The stages with their kinds of attention and numbers of heads, in one line."""
-        stages = {}
+        """Stages with their kinds of attention and numbers of heads, in one line."""
+        stages: dict[tuple[int, int], dict[str, None]] = {}
         for block in self.blocks:
             stages.setdefault((block.stage, block.num_heads), {})[block.kind] = None
         return '; '.join(
@@ -122,15 +128,20 @@ class Capture:
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[Capture]:
-    """Forward passes of ``model`` inside the block fill the :class:`Capture` that it gives; the latest one counts.
+    """Record forward passes of ``model`` in the ``with`` block; the latest one counts.
 
-    Only the modules' inputs are kept, so the pass is the one that always runs, whichever operators serve.
+    Only the inputs of attention modules and the features are stored, so the model runs as usual,
+    with any backend of the operators.
 
     Args:
-        model: one of our backbones or mmdet's SwinTransformer, alone or inside a detector, segmentor, classifier.
+        model: a backbone of mmattn or mmdet's SwinTransformer, alone or inside a detector,
+            segmentor or classifier.
+
+    Yields:
+        The :class:`Capture` that the forward passes fill.
 
     Raises:
-        TypeError: there is no such backbone.
+        TypeError: the model has no such backbone.
     """
     backbone = find_backbone(model)
     seen = Capture()
@@ -141,7 +152,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     for stage, index, module in _attention_modules(backbone):
         handles.append(module.register_forward_pre_hook(partial(_keep, seen, stage, index)))
     try:
-        # What was compiled before would not call the hooks.
+        # Code that was compiled before would not call the hooks.
         with torch.compiler.set_stance('force_eager'):
             yield seen
     finally:
@@ -151,19 +162,19 @@ def capture(model: nn.Module) -> Iterator[Capture]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """The model's parameters want no gradients inside the block, which spares what their graph would hold."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
+    """Turn off gradients of the model's parameters in the ``with`` block, to save memory."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 def find_backbone(model: nn.Module) -> nn.Module:
-    """The backbone that can be looked into: one of ours, or mmdet's Swin.
+    """First module that :func:`capture` supports: a backbone of mmattn or mmdet's Swin.
 
     Raises:
         TypeError: there is none.
@@ -172,8 +183,8 @@ def find_backbone(model: nn.Module) -> nn.Module:
         if isinstance(module, PyramidBackbone) or _is_mmdet_swin(module):
             return module
     raise TypeError(
-        'attention is shown of the backbones GCViT, DAT and QuadTree, and of mmdet.SwinTransformer to compare; '
-        f'there is none in this {type(model).__name__}'
+        'attention can be shown for the backbones GCViT, DAT and QuadTree, and for '
+        f'mmdet.SwinTransformer; there is none of them in this {type(model).__name__}'
     )
 
 
@@ -198,7 +209,7 @@ def _finish(seen: Capture, backbone: nn.Module, inputs: tuple, outputs: tuple) -
 
 
 def _keep(seen: Capture, stage: int, index: int, module: nn.Module, inputs: tuple) -> None:
-    dtype = next(module.parameters()).dtype  # under autocast the maps may have another
+    dtype = next(module.parameters()).dtype  # autocast may have changed that of the maps
     inputs = tuple(
         value[:1].detach().to(dtype) if isinstance(value, Tensor) else value for value in inputs
     )
@@ -214,17 +225,17 @@ _KINDS = {
 }
 
 
-def _describe(module: nn.Module, inputs: tuple) -> tuple[str, tuple[int, int]]:
-    """Kind of an attention module, and rows and columns of its map."""
-    for kind, name in _KINDS.items():
-        if isinstance(module, kind):
-            return name, tuple(inputs[0].shape[1:3])
+def _describe(module: Any, inputs: tuple) -> tuple[str, tuple[int, int]]:
+    """Kind of an attention module, and size of its map in tokens."""
+    for cls, kind in _KINDS.items():
+        if isinstance(module, cls):
+            return kind, tuple(inputs[0].shape[1:3])
     if isinstance(module, WindowAttention):
         return 'shifted' if module.shift else 'local', tuple(inputs[0].shape[1:3])
     return 'shifted' if module.shift_size else 'local', tuple(inputs[1])  # mmdet's ShiftWindowMSA
 
 
-def tokens_of(block: Block, queries: Tensor) -> Tensor:
+def tokens_of(block: Block, queries: Sequence[tuple[int, int]] | Tensor) -> Tensor:
     """Row-major indices (n,) of queries (n, 2), (row, column) in tokens.
 
     Raises:
@@ -234,7 +245,7 @@ def tokens_of(block: Block, queries: Tensor) -> Tensor:
     limits = queries.new_tensor(block.size)
     if ((queries < 0) | (queries >= limits)).any():
         raise ValueError(
-            f'queries of {block.title} must lie in its map of {block.size[0]} x {block.size[1]} tokens, '
-            f'got {queries.tolist()}'
+            f'queries of {block.title} must lie in its map of '
+            f'{block.size[0]} x {block.size[1]} tokens, got {queries.tolist()}'
         )
     return queries[:, 0] * block.size[1] + queries[:, 1]

@@ -1,4 +1,4 @@
-"""Instances drawn on their images."""
+"""Detected and annotated instances, drawn on their images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Instances:
     """The n objects of one image, annotated or predicted.
 
     Args:
-        labels: class indices (n,).
+        labels: class indices, int (n,).
         boxes: (n, 4) as x1, y1, x2, y2 in pixels.
-        masks: (n, H, W) bool; None where there are boxes alone.
-        scores: (n,) in [0, 1]; annotations have none.
+        masks: bool (n, H, W); None if there are only boxes.
+        scores: (n,) in [0, 1]; None for annotations.
     """
 
     labels: np.ndarray
@@ -33,11 +33,26 @@ class Instances:
     masks: np.ndarray | None = None
     scores: np.ndarray | None = None
 
+    def predicted_scores(self) -> np.ndarray:
+        """Scores (n,) of predictions.
+
+        Raises:
+            TypeError: the instances are annotations.
+        """
+        if self.scores is None:
+            raise TypeError('instances must be predictions, got annotations without scores')
+        return self.scores
+
     def above(self, threshold: float) -> Instances:
-        """Those with at least this score."""
-        keep = self.scores >= threshold
+        """Predictions with at least this score.
+
+        Raises:
+            TypeError: the instances are annotations.
+        """
+        scores = self.predicted_scores()
+        keep = scores >= threshold
         masks = None if self.masks is None else self.masks[keep]
-        return Instances(self.labels[keep], self.boxes[keep], masks, self.scores[keep])
+        return Instances(self.labels[keep], self.boxes[keep], masks, scores[keep])
 
 
 def plot_predictions(
@@ -46,15 +61,15 @@ def plot_predictions(
     title: str,
     score_threshold: float = 0.5,
 ) -> Figure:
-    """Pairs of panels, two pairs a row: the annotation of an image on the left, the prediction beside it.
+    """Pairs of panels, annotated and predicted instances of an image, two pairs in a row.
 
     Args:
-        examples: (image (H, W, 3) uint8 RGB, annotated instances, predicted instances).
-        classes: class names; each has the same colour everywhere, shown in a legend.
-        title: stands above all.
+        examples: (image uint8 RGB (H, W, 3), annotated instances, predicted instances).
+        classes: class names; each has one color in all panels, shown in a legend.
+        title: title of the figure.
         score_threshold: predictions below it are not drawn.
     """
-    colours = class_colours(len(classes))
+    colors = class_colors(len(classes))
     height, width = examples[0][0].shape[:2]
     rows = -(-len(examples) // 2)
     panel_height = PANEL_INCHES * height / width
@@ -72,10 +87,10 @@ def plot_predictions(
         }
         for panel, (name, instances) in zip(axes, panels.items(), strict=True):
             panel.set_title(name, fontsize=10)
-            draw_instances(panel, image, instances, classes, colours)
+            draw_instances(panel, image, instances, classes, colors)
     figure.legend(
         handles=[
-            Patch(color=colour, label=name) for name, colour in zip(classes, colours, strict=True)
+            Patch(color=color, label=name) for name, color in zip(classes, colors, strict=True)
         ],
         loc='outside lower center',
         ncols=len(classes),
@@ -84,33 +99,33 @@ def plot_predictions(
     return figure
 
 
-def class_colours(num: int) -> np.ndarray:
-    """(num, 3) RGB in [0, 1], far apart."""
+def class_colors(num: int) -> np.ndarray:
+    """Distinct colors, RGB (num, 3) in [0, 1]."""
     if num <= 10:
         return matplotlib.colormaps['tab10'](np.arange(num))[:, :3]
     return matplotlib.colormaps['hsv'](np.arange(num) / num)[:, :3]
 
 
 def draw_instances(
-    axes: Axes, image: np.ndarray, instances: Instances, classes: Sequence[str], colours: np.ndarray
+    axes: Axes, image: np.ndarray, instances: Instances, classes: Sequence[str], colors: np.ndarray
 ) -> None:
-    """Masks, boxes, class names and, where there are any, scores on an image (H, W, 3)."""
+    """Draw an image (H, W, 3) with masks, boxes, class names and, of predictions, scores."""
     height, width = image.shape[:2]
     axes.imshow(image, interpolation='bilinear', extent=(0, width, height, 0))
     axes.set_axis_off()
     halo = [withStroke(linewidth=3.5, foreground='white')]
     for i, (label, box) in enumerate(zip(instances.labels, instances.boxes, strict=True)):
-        colour = colours[label]
+        color = colors[label]
         contours = []
         if instances.masks is not None:
             mask = instances.masks[i].astype(np.uint8)
             contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         for contour in contours:
             outline = np.concatenate([contour, contour[:1]])[:, 0] + 0.5
-            axes.plot(*outline.T, color=colour, linewidth=2, path_effects=halo, zorder=2 + i)
+            axes.plot(*outline.T, color=color, linewidth=2, path_effects=halo, zorder=2 + i)
         corner, (box_width, box_height) = box[:2], box[2:] - box[:2]
         axes.add_patch(
-            Rectangle(corner, box_width, box_height, fill=False, edgecolor=colour, zorder=2 + i)
+            Rectangle(corner, box_width, box_height, fill=False, edgecolor=color, zorder=2 + i)
         )
     axes.set(xlim=(0, width), ylim=(height, 0))
     texts = [classes[label] for label in instances.labels]
@@ -127,20 +142,20 @@ def draw_instances(
             fontfamily='monospace',
             color='white',
             zorder=100,
-            bbox=dict(facecolor=colours[label], edgecolor='white', linewidth=0.5, pad=1),
+            bbox=dict(facecolor=colors[label], edgecolor='white', linewidth=0.5, pad=1),
         )
 
 
 def place_labels(
     texts: Sequence[str], boxes: np.ndarray, size: tuple[int, int], text_height: float
 ) -> list[tuple[float, float]]:
-    """Top left corners (x, y) for texts at their boxes, inside the image and clear of each other.
+    """Top left corners (x, y) for the labels of boxes, inside the image and without overlap.
 
-    Each takes the first free one of the places above, below and inside its box; where none is free, the
+    Each label takes the first free position above, below or inside its box; if none is free, the
     one with the least overlap.
 
     Args:
-        texts: in a font whose letters are 0.6 of its height wide.
+        texts: labels, in a font whose letters are 0.6 times as wide as high.
         boxes: (n, 4) as x1, y1, x2, y2 in pixels.
         size: (height, width) of the image in pixels.
         text_height: in pixels.
@@ -150,13 +165,13 @@ def place_labels(
     taken = np.empty((0, 4))
     for text, (x1, y1, x2, y2) in zip(texts, boxes, strict=True):
         text_width = text_height * (0.6 * len(text) + 0.6)
-        places = [
+        positions = [
             (x, y)
             for y in (y1 - line, y2, y1, y2 - line, (y1 + y2 - line) / 2)
             for x in (x1, x2 - text_width, (x1 + x2 - text_width) / 2)
         ]
-        x = np.clip([place[0] for place in places], 0, max(image_width - text_width, 0))
-        y = np.clip([place[1] for place in places], 0, max(image_height - line, 0))
+        x = np.clip([position[0] for position in positions], 0, max(image_width - text_width, 0))
+        y = np.clip([position[1] for position in positions], 0, max(image_height - line, 0))
         spots = np.stack([x, y, x + text_width, y + line], 1)
         low = np.maximum(spots[:, None, :2], taken[None, :, :2])
         high = np.minimum(spots[:, None, 2:], taken[None, :, 2:])

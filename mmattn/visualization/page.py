@@ -1,14 +1,15 @@
-"""A page where a person clicks a point of an image and sees where the model looks from there.
+"""Interactive HTML page: click a point of an image to see its attention.
 
-The page holds all its data and needs no network. For every layer the attention of a grid of query points is computed
-beforehand; a head's heat maps lie side by side in one grey PNG, each from 0 to its own maximum.
+The page contains all its data and needs no network. For every layer the attention of a grid of
+query points is computed in advance; the heat maps of a head are the tiles of one gray PNG, each
+scaled from 0 to its maximum.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -20,8 +21,8 @@ from .attention import attention_maps
 from .capture import Block
 from .detection import Instances
 
-QUERIES = 12  # along the longer side of an image
-MAP_SIDE = 28  # of a heat map's longer side, in cells
+QUERIES = 12  # query points along the longer side of an image
+MAP_SIDE = 28  # longer side of a heat map, in cells
 MAX_HEADS = 8
 JPEG_QUALITY = 88
 TEMPLATE = 'page.html'
@@ -32,10 +33,10 @@ class PageImage:
     """An image of the page.
 
     Args:
-        name: for the list of images.
+        name: entry in the page's list of images.
         picture: uint8 RGB (H, W, 3).
-        blocks: whose attention can be chosen.
-        found: a detector's predictions, of which boxes can be shown.
+        blocks: attention blocks to choose from.
+        found: a detector's predictions, whose boxes can be shown.
     """
 
     name: str
@@ -48,38 +49,39 @@ def page_data(
     images: Sequence[PageImage],
     model: str,
     classes: Sequence[str] = (),
-    progress: Callable[[list], Sequence] = iter,
+    progress: Callable[[list], Iterable] = iter,
 ) -> dict:
-    """What the page shows, ready for JSON.
+    """Data of the page, ready for JSON.
 
     Args:
-        images: at least one.
-        model: its name.
+        images: at least one image.
+        model: name of the model.
         classes: names of a detector's classes.
-        progress: wraps the list of all (image, block), to show how far it is.
+        progress: wraps the list of all (image, block) pairs, for a progress bar.
 
     Returns:
-        ``model``, ``colours`` (the scale, from low to high) and ``images``, each with ``layers``: ``stage``, ``kind``,
-        ``heads`` (names), ``stride``, ``size`` of its map in tokens, ``grid`` (rows, columns of query points),
-        ``queries`` (their tokens), ``map`` (rows, columns of a heat map), ``peaks`` (by head and query: the largest
-        share over the mean one), ``mosaics`` (by head: PNG).
+        ``model``, ``colors`` (the color scale, from low to high) and ``images``, each with
+        ``layers``: ``stage``, ``kind``, ``heads`` (names), ``stride``, ``size`` of its map in
+        tokens, ``grid`` (rows, columns of query points), ``queries`` (their tokens), ``map`` (rows,
+        columns of a heat map), ``peaks`` (by head and query: the largest share over the mean
+        share), ``mosaics`` (by head: PNG).
     """
     todo = [(i, block) for i, image in enumerate(images) for block in image.blocks]
-    layers = [[] for _ in images]
+    layers: list[list[dict]] = [[] for _ in images]
     for i, block in progress(todo):
         layers[i].append(_layer(block))
-    colours = matplotlib.colormaps['inferno'](np.linspace(0, 1, 64))[:, :3]
+    colors = matplotlib.colormaps['inferno'](np.linspace(0, 1, 64))[:, :3]
     return dict(
         model=model,
-        colours=(255 * colours).round().astype(int).tolist(),
-        images=[_image(image, own, classes) for image, own in zip(images, layers, strict=True)],
+        colors=(255 * colors).round().astype(int).tolist(),
+        images=[_image(*pair, classes) for pair in zip(images, layers, strict=True)],
     )
 
 
 def render_page(data: dict) -> str:
-    """HTML of :func:`page_data`'s result."""
+    """HTML of the page, from the result of :func:`page_data`."""
     template = (files(__package__) / TEMPLATE).read_text()
-    # '<' would let a name end the script.
+    # Escaped, as a name with '</script>' would end the script.
     return template.replace('/*DATA*/', json.dumps(data).replace('<', '\\u003c'))
 
 
@@ -90,11 +92,10 @@ def _image(image: PageImage, layers: list[dict], classes: Sequence[str]) -> dict
     )
     boxes = []
     if image.found is not None:
+        found, scores = image.found, image.found.predicted_scores()
         boxes = [
             dict(box=[round(float(side), 1) for side in box], label=f'{classes[label]} {score:.2f}')
-            for box, label, score in zip(
-                image.found.boxes, image.found.labels, image.found.scores, strict=True
-            )
+            for box, label, score in zip(found.boxes, found.labels, scores, strict=True)
         ]
     return dict(
         name=image.name,
@@ -123,8 +124,8 @@ def _layer(block: Block) -> dict:
     size = _fit(block.size, MAP_SIDE)
     small = np.stack(
         [
-            [cv2.resize(share, size[::-1], interpolation=cv2.INTER_AREA) for share in of_query]
-            for of_query in maps
+            [cv2.resize(share, size[::-1], interpolation=cv2.INTER_AREA) for share in heads]
+            for heads in maps
         ]
     )
     peaks = small.max((2, 3))
@@ -144,16 +145,16 @@ def _layer(block: Block) -> dict:
         grid=grid,
         queries=queries,
         map=size,
-        peaks=[[float(f'{peak * rows * columns:.3g}') for peak in of] for of in peaks.T],
+        peaks=[[float(f'{peak * rows * columns:.3g}') for peak in head] for head in peaks.T],
         mosaics=mosaics,
     )
 
 
 def _fit(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """A size of the same shape with no side longer than that, nor than it was."""
+    """Shrink a size to at most ``longest`` along its longer side, with the same aspect ratio."""
     shrink = max(1, max(size) / longest)
-    return tuple(max(1, round(side / shrink)) for side in size)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 def _url(encoded: np.ndarray, kind: str) -> str:
-    return f'data:image/{kind};base64,{base64.b64encode(encoded).decode()}'
+    return f'data:image/{kind};base64,{base64.b64encode(encoded.tobytes()).decode()}'

@@ -1,4 +1,4 @@
-"""Which pictures there are of an image and a model; each is drawn when it is called for."""
+"""All pictures of an image and a model, as functions that draw them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from .cam import class_score, detection_score, grad_cam
 from .capture import Block, Capture
 from .detection import Instances
 from .draw.deformable import plot_sampling_points, plot_top_keys
@@ -17,25 +16,26 @@ from .draw.maps import plot_features, plot_grad_cam, plot_receptive_field
 from .draw.predictions import plot_prediction
 from .draw.quadtree import plot_kept_patches
 from .draw.windows import plot_chosen_window, plot_received_attention
-from .receptive_field import effective_receptive_field
+from .explain import class_score, detection_score, effective_receptive_field, grad_cam
 from .subject import Subject, View
 
 WINDOW_KINDS = ('local', 'shifted', 'global')
-MAX_QUERIES = 2  # of those that are chosen by themselves
+MAX_QUERIES = 2  # detections that give queries, if none are given
 
 Pictures = dict[str, Callable[[], Figure]]
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a person wants to see.
+class PictureOptions:
+    """Options of the pictures.
 
     Attributes:
-        queries: points (y, x) in pixels of the picture; none: the centres of the best detections, or of the image.
+        queries: points (y, x) in pixels of the picture; if empty, the centers of the best
+            detections, or of the image.
         stage: the only stage to show; None shows all.
         head: the only head to show beside the mean of all; None shows the first ones.
-        label: class for Grad-CAM; None takes the best detection, or the likeliest class.
-        threshold: detections of a lower score are left out.
+        label: class for Grad-CAM; None takes the best detection, or the most probable class.
+        threshold: detections with a lower score are left out.
     """
 
     queries: Sequence[tuple[float, float]] = field(default_factory=tuple)
@@ -49,44 +49,44 @@ def attention_pictures(
     picture: np.ndarray,
     seen: Capture,
     model: str,
-    choice: Choice,
+    options: PictureOptions,
     found: Instances | None = None,
     classes: Sequence[str] = (),
     swin: Sequence[Block] = (),
     other: tuple[np.ndarray, Capture] | None = None,
 ) -> Pictures:
-    """Pictures of the attention of whichever family the model has, by name.
+    """Pictures of a model's attention, by name, for any family.
 
     Args:
-        picture: uint8 (H, W, 3).
-        seen: what its attention modules were given.
-        model: its name.
-        choice: what to show.
+        picture: uint8 RGB (H, W, 3).
+        seen: recorded forward pass for the picture.
+        model: name of the model.
+        options: stages, heads, queries and thresholds to show.
         found: a detector's predictions.
-        classes: names of their classes.
+        classes: names of the predictions' classes.
         swin: blocks of a Swin for the same picture.
-        other: a second picture of that size and what was seen of it.
+        other: a second picture of the same size and its recorded forward pass.
 
     Raises:
-        ValueError: a stage or a head is not there; the message lists what is.
+        ValueError: there is no such stage or head; the message lists what there is.
     """
     blocks = seen.last_blocks()
-    if choice.stage is not None:
-        seen.block(choice.stage)
-        blocks = [block for block in blocks if block.stage == choice.stage]
-    if choice.head is not None:
-        with_head = [block for block in blocks if choice.head < block.num_heads]
-        if not with_head or choice.head < 0:
-            raise ValueError(f'there is no head {choice.head}; there is {seen.summary()}')
+    if options.stage is not None:
+        seen.block(options.stage)
+        blocks = [block for block in blocks if block.stage == options.stage]
+    if options.head is not None:
+        with_head = [block for block in blocks if options.head < block.num_heads]
+        if not with_head or options.head < 0:
+            raise ValueError(f'there is no head {options.head}; there is {seen.summary()}')
         blocks = with_head
-    queries = choice.queries or default_queries(picture, found)
-    head = choice.head
+    queries = options.queries or default_queries(picture, found)
+    head = options.head
 
     pictures: Pictures = {}
     for kind in WINDOW_KINDS:
-        if own := _of_kind(blocks, kind):
+        if matching := _of_kind(blocks, kind):
             pictures[f'attention_{kind}'] = partial(
-                plot_received_attention, picture, own, model, head
+                plot_received_attention, picture, matching, model, head
             )
     windows, deformable, quadtree = (
         _of_kind(blocks, *kinds) for kinds in (WINDOW_KINDS, ('deformable',), ('quadtree',))
@@ -116,16 +116,21 @@ def attention_pictures(
     return pictures
 
 
-def model_pictures(subject: Subject, view: View, truth, choice: Choice) -> Pictures:
-    """Pictures that every family has: the prediction, Grad-CAM, receptive fields, features.
+def model_pictures(
+    subject: Subject,
+    view: View,
+    truth: Instances | np.ndarray | int | None,
+    options: PictureOptions,
+) -> Pictures:
+    """Pictures for every family: prediction, Grad-CAM, receptive fields, features.
 
     Args:
         subject: the model.
         view: one image.
-        truth: its annotation, or None.
-        choice: what to show.
+        truth: annotation of the image, or None.
+        options: stages, heads, queries and thresholds to show.
     """
-    picture, size = view.picture, view.inputs.shape[2:]
+    picture, size = view.picture, _input_size(view)
     return dict(
         prediction=partial(
             plot_prediction,
@@ -134,9 +139,9 @@ def model_pictures(subject: Subject, view: View, truth, choice: Choice) -> Pictu
             truth,
             subject.classes,
             subject.name,
-            choice.threshold,
+            options.threshold,
         ),
-        grad_cam=partial(_grad_cam, subject, view, choice),
+        grad_cam=partial(_grad_cam, subject, view, options),
         receptive_field=lambda: plot_receptive_field(
             picture,
             effective_receptive_field(subject.model, view.inputs),
@@ -148,42 +153,47 @@ def model_pictures(subject: Subject, view: View, truth, choice: Choice) -> Pictu
 
 
 def default_queries(picture: np.ndarray, found: Instances | None) -> list[tuple[float, float]]:
-    """The centres (y, x) of the best detections, or of the picture where there are none."""
+    """Centers (y, x) of the best detections, or of the picture if there are none."""
     if found is None or not len(found.labels):
         height, width = picture.shape[:2]
         return [(height / 2, width / 2)]
-    order = np.argsort(-found.scores)[:MAX_QUERIES]
+    order = np.argsort(-found.predicted_scores())[:MAX_QUERIES]
     limits = np.array(picture.shape[:2]) - 1
-    centres = (found.boxes[order][:, [1, 0]] + found.boxes[order][:, [3, 2]]) / 2
-    return [tuple(float(v) for v in centre) for centre in centres.clip(0, limits)]
+    centers = (found.boxes[order][:, [1, 0]] + found.boxes[order][:, [3, 2]]) / 2
+    return [(float(y), float(x)) for y, x in centers.clip(0, limits)]
 
 
 def _of_kind(blocks: Sequence[Block], *kinds: str) -> list[Block]:
     return [block for block in blocks if block.kind in kinds]
 
 
-def _grad_cam(subject: Subject, view: View, choice: Choice) -> Figure:
+def _input_size(view: View) -> tuple[int, int]:
+    height, width = view.inputs.shape[2:]
+    return height, width
+
+
+def _grad_cam(subject: Subject, view: View, options: PictureOptions) -> Figure:
     prediction, classes = view.prediction, subject.classes
     box = None
-    if subject.task == 'detection':
-        index = _detection(prediction, choice.label, classes)
+    if isinstance(prediction, Instances):
+        index = _detection(prediction, options.label, classes)
         label = prediction.labels[index]
-        target = f'the detection {classes[label]} {prediction.scores[index]:.2f}'
+        target = f'the detection {classes[label]} {prediction.predicted_scores()[index]:.2f}'
         box = prediction.boxes[index]
         score = detection_score(subject, view, index)
     else:
-        label = choice.label
+        label = options.label
         if label is None:
             counts = prediction if prediction.ndim == 1 else np.bincount(prediction.ravel())
             label = int(np.argmax(counts))
         score = class_score(subject, view, label)
         target = f'the class {classes[label]}'
     cams = grad_cam(subject.model, view.inputs, score)
-    return plot_grad_cam(view.picture, cams, view.inputs.shape[2:], target, subject.name, box)
+    return plot_grad_cam(view.picture, cams, _input_size(view), target, subject.name, box)
 
 
 def _detection(found: Instances, label: int | None, classes: Sequence[str]) -> int:
-    """The best detection, of a class if one is named."""
+    """Index of the detection with the highest score, of a class if ``label`` is given."""
     candidates = (
         np.flatnonzero(found.labels == label) if label is not None else np.arange(len(found.labels))
     )
@@ -193,4 +203,4 @@ def _detection(found: Instances, label: int | None, classes: Sequence[str]) -> i
         raise ValueError(
             f'the model has not detected {what} that Grad-CAM could explain, but {there}'
         )
-    return int(candidates[np.argmax(found.scores[candidates])])
+    return int(candidates[np.argmax(found.predicted_scores()[candidates])])

@@ -1,4 +1,4 @@
-"""AttentionHook in a real Runner, with mmengine's own visualizer."""
+"""AttentionHook in a Runner, with mmengine's Visualizer."""
 
 import mmcv
 import numpy as np
@@ -15,7 +15,7 @@ from mmattn.engine.attention_hook import AttentionHook
 
 @pytest.fixture(autouse=True)
 def fresh_globals():
-    """mmengine keeps scopes, loggers and visualizers for the whole process."""
+    """Restore mmengine's global scopes and visualizers after each test."""
     before = {cls: dict(cls._instance_dict) for cls in (DefaultScope, Visualizer)}
     yield
     for cls, instances in before.items():
@@ -82,7 +82,7 @@ def test_pictures_are_written_at_every_evaluation(tmp_path):
     assert first.std() > 10 and (first != later).any() and (first != other).any()
 
 
-def test_tensorboard_shows_them_too(tmp_path):
+def test_pictures_in_tensorboard(tmp_path):
     training = runner(tmp_path, ('TensorboardVisBackend',), stage=1)
     training.train()
     training.visualizer.close()
@@ -95,13 +95,13 @@ def test_tensorboard_shows_them_too(tmp_path):
         assert image.step == step and mmcv.imfrombytes(image.encoded_image_string).std() > 10
 
 
-def test_interval_and_choice(tmp_path):
+def test_interval_stage_and_head(tmp_path):
     runner(tmp_path, interval=2, stage=3, head=1).train()
     names = sorted(path.name for path in tmp_path.glob('*/vis_data/vis_image/*.png'))
     assert names and all(name.endswith('_0_3.png') for name in names)
 
 
-def test_a_stage_that_is_not_there_stops_the_evaluation(tmp_path):
+def test_unknown_stage_stops_the_evaluation(tmp_path):
     with pytest.raises(ValueError, match='stage 5; there is stage 0'):
         runner(tmp_path, stage=5).val()
 

@@ -1,4 +1,4 @@
-"""What is shown is what the modules compute: their outputs follow from the shown shares and the values."""
+"""Attention maps reproduce the modules' outputs when they are multiplied with the values."""
 
 import numpy as np
 import pytest
@@ -27,14 +27,12 @@ def backend(request, monkeypatch):
 
 
 def drawn(module):
-    """The module with weights that make its attention uneven."""
+    """Initialize a module so that its attention is not uniform, and padding contributes nothing."""
     torch.manual_seed(0)
     for name, parameter in module.named_parameters():
         nn.init.normal_(parameter, std=0.02 if name.startswith('offsets') else 0.5)
         if 'bias' in name and parameter.ndim == 1:
-            nn.init.zeros_(
-                parameter
-            )  # what the padding and the outside of the map add is nothing then
+            nn.init.zeros_(parameter)
     return module.eval()
 
 
@@ -43,13 +41,13 @@ def block(module, kind, *inputs, size=SIZE):
 
 
 def shares_times_values(maps, values):
-    """(n, heads, H, W) shares, (H, W, C) values -> (n, C)."""
+    """Weighted sums (n, C) of values (H, W, C), by attention (n, heads, H, W)."""
     values = values.unflatten(-1, (HEADS, -1))
     return torch.einsum('nhyx,yxhd->nhd', torch.from_numpy(maps), values).flatten(1)
 
 
 def at(output, queries=QUERIES):
-    """(H, W, C) -> (n, C)."""
+    """Values of a map (H, W, C) at the queries, (n, C)."""
     return torch.stack([output[y, x] for y, x in queries])
 
 
@@ -96,7 +94,8 @@ def test_neighborhood(size):
 @pytest.mark.parametrize('plus_plus', [False, True])
 @torch.no_grad()
 def test_deformable(bias, plus_plus):
-    # With several groups a head's values hold samples of all of them, so shares alone do not give the output.
+    # One group: the values of a head mix the samples of all groups, so that attention alone does
+    # not determine the output.
     module = DeformableAttention(
         DIM, HEADS, 1, 7, stride=2, offset_range=None, plus_plus=plus_plus, position_bias=bias
     )
@@ -107,19 +106,19 @@ def test_deformable(bias, plus_plus):
 
 
 @torch.no_grad()
-def test_heads_look_where_their_own_group_samples():
+def test_positions_without_offsets_are_the_references():
     module = drawn(DeformableAttention(DIM, HEADS, 2, 7, offset_range=None))
     with torch.no_grad():
         module.offsets.proj.weight.zero_()
     x = torch.randn(1, *SIZE, DIM)
     still = attention_maps(block(module, 'deformable', x), QUERIES)
-    np.testing.assert_allclose(still.sum((2, 3)), 1, rtol=1e-5)  # the references lie inside
+    np.testing.assert_allclose(still.sum((2, 3)), 1, rtol=1e-5)  # all references are inside the map
     points = sampling_points(block(module, 'deformable', x))
     np.testing.assert_allclose(points.positions[0], points.references, atol=1e-4)
 
 
 @torch.no_grad()
-def test_deformable_details_of_chosen_queries_are_those_of_all():
+def test_deformable_details_of_some_queries_equal_those_of_all():
     module = drawn(DeformableAttention(DIM, HEADS, 2, 7))
     x = torch.randn(2, *SIZE, DIM)
     chosen = torch.tensor([5, 0, 129])
@@ -141,23 +140,23 @@ def test_quadtree(attn_type, levels):
         np.testing.assert_allclose(maps.sum((2, 3)), 1, rtol=1e-5)
 
 
-def test_quadtree_on_a_padded_map_keeps_its_attention_inside():
+def test_quadtree_on_a_padded_map():
     module = drawn(QuadTreeAttention(DIM, HEADS, 3, 4, level_weights=True))
     x = torch.randn(1, *SIZE, DIM)
     maps = attention_maps(block(module, 'quadtree', x), QUERIES)
     assert maps.shape == (len(QUERIES), HEADS, *SIZE)
-    # A cell at the border is shared with the padding; cells wholly in it get nothing.
+    # A coarse patch at the border covers padding; patches of padding alone get no attention.
     assert maps.sum((2, 3)).max() < 1 + 1e-5 and maps.sum((2, 3)).min() > 0.5
 
 
 @pytest.mark.parametrize('query', [(10, 0), (0, 13), (-1, 0)])
-def test_a_query_outside_the_map_is_an_error(query):
+def test_query_outside_the_map_is_an_error(query):
     module = drawn(WindowAttention(DIM, HEADS, 7))
     with pytest.raises(ValueError, match='10 x 13 tokens'):
         attention_maps(block(module, 'local', torch.randn(1, *SIZE, DIM)), [query])
 
 
-def test_window_tokens_hold_each_token_once():
+def test_window_tokens_contain_each_token_once():
     for shift in (0, 3):
         layout = window_tokens(10, 13, 7, shift)
         assert layout.shape == (4, 49)

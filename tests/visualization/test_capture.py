@@ -1,3 +1,5 @@
+"""Recorded blocks, inputs and features of a forward pass, and arrays from them."""
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ def look(family):
     return model, seen, outputs
 
 
-def test_blocks_are_those_that_ran():
+def test_blocks_are_recorded_in_order():
     model, seen, outputs = look('gcvit')
     found = [(block.stage, block.index, block.kind, block.size) for block in seen.blocks]
     assert found == [
@@ -43,7 +45,7 @@ def test_blocks_are_those_that_ran():
     )
     before = list(seen.blocks)
     model(IMAGE)
-    assert seen.blocks == before, 'the hooks are gone after the with statement'
+    assert seen.blocks == before, 'hooks must be removed after the with statement'
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_blocks_are_those_that_ran():
         ('quadtree', {'quadtree'}),
     ],
 )
-def test_families_have_their_kinds(family, kinds):
+def test_kinds_of_each_family(family, kinds):
     _, seen, _ = look(family)
     assert {block.kind for block in seen.blocks} == kinds
     assert [block.stage for block in seen.blocks] == sorted(block.stage for block in seen.blocks)
@@ -62,8 +64,8 @@ def test_families_have_their_kinds(family, kinds):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_compiled_operators_show_what_literal_ones_do(family, monkeypatch):
-    shown = {}
+def test_compiled_operators_give_the_arrays_of_the_reference(family, monkeypatch):
+    results = {}
     for mode in ('compiled', 'reference'):
         monkeypatch.setenv('MMATTN_OPS', mode)
         _, seen, _ = look(family)
@@ -76,14 +78,14 @@ def test_compiled_operators_show_what_literal_ones_do(family, monkeypatch):
             if block.kind == 'quadtree':
                 levels = kept_patches(block.module, block.inputs[0], middle)
                 arrays += [level.patches for level in levels] + [level.scores for level in levels]
-        shown[mode] = arrays
-    assert len(shown['compiled']) >= 4
-    for compiled, literal in zip(shown['compiled'], shown['reference'], strict=True):
-        np.testing.assert_allclose(compiled, literal, rtol=1e-3, atol=1e-4)
+        results[mode] = arrays
+    assert len(results['compiled']) >= 4
+    for compiled, reference in zip(results['compiled'], results['reference'], strict=True):
+        np.testing.assert_allclose(compiled, reference, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
-def test_received_attention_is_what_the_queries_give():
+def test_received_attention_is_the_mean_over_queries():
     _, seen, _ = look('gcvit')
     block = seen.block(1, 'global')
     everywhere = [(y, x) for y in range(8) for x in range(12)]
@@ -94,8 +96,8 @@ def test_received_attention_is_what_the_queries_give():
 
 @torch.no_grad()
 @pytest.mark.parametrize('shift', [0, 4])
-def test_even_attention_is_average_everywhere(shift):
-    """Also beside padding, and where the shift masks half of a window."""
+def test_uniform_attention_is_average_everywhere(shift):
+    """Also next to padding, and in windows that the shift masks."""
     module = WindowAttention(8, 2, 8, shift)
     for parameter in module.parameters():
         parameter.zero_()
@@ -105,7 +107,7 @@ def test_even_attention_is_average_everywhere(shift):
 
 
 @torch.no_grad()
-def test_swin_of_mmdet_is_shown_as_it_attends():
+def test_attention_of_mmdets_swin():
     from mmdet.models import SwinTransformer
 
     torch.manual_seed(0)
@@ -128,7 +130,7 @@ def test_swin_of_mmdet_is_shown_as_it_attends():
     assert window_details(block).weights.shape == (1, 2, 16 * 24, 16)
 
 
-def test_what_is_compiled_is_seen():
+def test_compiled_model_is_recorded():
     model = small_backbone('gcvit')
     compiled = torch.compile(model, backend='eager')
     with torch.no_grad():
@@ -138,7 +140,7 @@ def test_what_is_compiled_is_seen():
     assert len(seen.blocks) == 7 and len(seen.features) == 4
 
 
-def test_under_autocast_the_inputs_come_back_in_the_dtype_of_the_weights():
+def test_inputs_under_autocast_have_the_dtype_of_the_weights():
     model = small_backbone('gcvit')
     with capture(model) as seen, torch.autocast('cpu', torch.bfloat16), torch.no_grad():
         model(IMAGE)
@@ -146,7 +148,7 @@ def test_under_autocast_the_inputs_come_back_in_the_dtype_of_the_weights():
     assert np.isfinite(attention_maps(seen.blocks[0], [(0, 0)])).all()
 
 
-def test_what_is_not_there_is_named_with_what_is():
+def test_errors_list_the_blocks_that_exist():
     _, seen, _ = look('dat')
     with pytest.raises(
         ValueError, match=r'stage 7; there is stage 0: local \(1 head\); stage 1: local, shifted'

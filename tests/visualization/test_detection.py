@@ -1,10 +1,12 @@
+"""Figures of instances: panels, outlines, colors and label positions."""
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mmattn.visualization import Instances, plot_predictions
-from mmattn.visualization.detection import class_colours, draw_instances, place_labels
+from mmattn.visualization.detection import class_colors, draw_instances, place_labels
 
 CLASSES = ('disk', 'box', 'bar')
 
@@ -33,8 +35,8 @@ def example():
 
 
 @pytest.mark.parametrize('num', [1, 2, 5])
-def test_grid_holds_a_pair_of_panels_for_each_example(example, num):
-    figure = plot_predictions([example] * num, CLASSES, 'what it found')
+def test_each_example_has_a_pair_of_panels(example, num):
+    figure = plot_predictions([example] * num, CLASSES, 'predictions')
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in panels] == [
         'ground truth',
@@ -48,35 +50,35 @@ def test_grid_holds_a_pair_of_panels_for_each_example(example, num):
     assert picture.std() > 0.1
 
 
-def test_threshold_is_the_callers(example):
+def test_threshold_is_an_argument(example):
     figure = plot_predictions([example], CLASSES, '', score_threshold=0.8)
     truth, found = figure.axes
     assert len(truth.texts) == 2
     assert [text.get_text() for text in found.texts] == ['disk 0.90']
 
 
-def test_an_image_without_instances_is_drawn_as_it_is(example):
+def test_image_without_instances_has_no_marks(example):
     nothing = instances([], [], np.zeros(0))
     figure = plot_predictions([(example[0], nothing, nothing)], CLASSES, 'none')
     assert all(axes.images and not axes.texts and not axes.patches for axes in figure.axes)
 
 
-def test_outline_has_the_colour_of_its_class(example):
+def test_outline_has_the_color_of_its_class(example):
     image, truth, _ = example
     figure = Figure(figsize=(4, 4), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
-    draw_instances(axes, image, truth, CLASSES, class_colours(3))
+    draw_instances(axes, image, truth, CLASSES, class_colors(3))
     picture = rendered(figure)
     for label, (_, top, right, bottom) in zip(truth.labels, truth.boxes, strict=True):
         edge = picture[int((top + bottom) / 2 * 6.25), int((right - 0.5) * 6.25)]
-        np.testing.assert_allclose(edge, class_colours(3)[label], atol=0.12)
+        np.testing.assert_allclose(edge, class_colors(3)[label], atol=0.12)
 
 
 @pytest.mark.parametrize('num', [3, 8, 10, 11, 80])
-def test_class_colours_differ(num):
-    colours = class_colours(num)
-    assert colours.shape == (num, 3)
-    assert len(np.unique(colours.round(3), axis=0)) == num
+def test_class_colors_differ(num):
+    colors = class_colors(num)
+    assert colors.shape == (num, 3)
+    assert len(np.unique(colors.round(3), axis=0)) == num
 
 
 def rectangles(texts, spots, text_height):
@@ -101,6 +103,6 @@ def test_labels_stay_inside_the_image():
     assert low.max() <= 128 + 1e-9
 
 
-def test_label_stands_above_its_box_where_there_is_room():
+def test_label_is_above_its_box_if_there_is_room():
     (spot,) = place_labels(['star'], np.array([[40, 50, 90, 90]]), (128, 128), 5)
     assert spot == (40, 50 - 5 * 1.55)

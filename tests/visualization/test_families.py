@@ -1,4 +1,4 @@
-"""Arrays of single families: chosen windows, sampling points, keys, kept patches."""
+"""Arrays of each family: chosen windows, sampling points, top keys, kept patches."""
 
 import itertools
 
@@ -9,11 +9,11 @@ from helpers.small_backbones import small_backbone
 
 from mmattn.attention import QuadTreeAttention
 from mmattn.visualization import (
+    attention_across,
     attention_maps,
     capture,
     chosen_window,
     kept_patches,
-    looks_across,
     sampling_points,
     top_keys,
 )
@@ -28,7 +28,7 @@ def look(family):
 
 
 @pytest.mark.parametrize('kind', ['local', 'shifted'])
-def test_chosen_window_is_where_the_query_looks(kind):
+def test_chosen_window_contains_all_attention_of_the_query(kind):
     block = look('dat').block(1, kind)
     query = (5, 6)
     window = chosen_window(block, query)
@@ -41,21 +41,21 @@ def test_chosen_window_is_where_the_query_looks(kind):
     assert window.mean_weights.shape == window.weights.shape
 
 
-def test_points_are_pixels_of_the_image():
+def test_sampling_points_are_in_pixels():
     block = look('dat').block(2, 'deformable')
     points = sampling_points(block)
     assert points.references.shape == (4, 6, 2) and points.positions.shape == (2, 4, 6, 2)
-    # DAT's grid stands half a step from the border, between the centres of the outer tokens.
+    # DAT's grid starts half a step from the border, between the centers of the outer tokens.
     first, last = points.references[0, 0], points.references[-1, -1]
     np.testing.assert_allclose(first, [8 + (1 / 6) * 5 * 8, 8 + (1 / 4) * 3 * 8], rtol=1e-5)
     np.testing.assert_allclose(first + last, [96, 64], rtol=1e-5)
-    # At most two steps of the grid away.
+    # Offsets are limited to two steps of the grid.
     moves = np.abs(points.positions - points.references)
     assert moves.max() > 0.1
     assert (moves <= [2 / 6 * 5 * 8 + 1e-3, 2 / 4 * 3 * 8 + 1e-3]).all()
 
 
-def test_top_keys_are_the_strongest_of_each_head():
+def test_top_keys_have_the_highest_attention_of_each_head():
     block = look('dat').block(2, 'deformable')
     keys = top_keys(block, (1, 2), num=5)
     assert keys.points.shape == (4, 5, 2) and keys.weights.shape == (4, 5)
@@ -64,13 +64,13 @@ def test_top_keys_are_the_strongest_of_each_head():
     assert everything.weights.shape == (4, 24)
     np.testing.assert_allclose(everything.weights.sum(1), 1, rtol=1e-5)
     positions = sampling_points(block).positions
-    for head in range(4):  # heads 0 and 1 sample as group 0
-        own = positions[head // 2].reshape(-1, 2)
-        distance = np.linalg.norm(own - keys.points[head, 0], axis=1)
+    for head in range(4):  # heads 0 and 1 are group 0
+        sampled = positions[head // 2].reshape(-1, 2)
+        distance = np.linalg.norm(sampled - keys.points[head, 0], axis=1)
         assert distance.min() < 1e-3
 
 
-def test_kept_patches_are_children_of_kept_ones():
+def test_kept_patches_are_children_of_kept_patches():
     block = look('quadtree').block(0)
     levels = kept_patches(block.module, block.inputs[0], (9, 13))
     assert [(level.level, level.cell, level.query) for level in levels] == [
@@ -81,23 +81,22 @@ def test_kept_patches_are_children_of_kept_ones():
     for coarse, fine in itertools.pairwise(levels):
         parents = {tuple(patch) for patch in coarse.patches[0]}
         assert {tuple(patch // 2) for patch in fine.patches[0]} <= parents
-    # The finest level looks only at tokens in what was kept at level 1.
-    finest = block.module.details(block.inputs[0], queries=torch.tensor([9 * 24 + 13])).weights[-1][
-        0, 0, 0
-    ]
+    # The finest level attends only to tokens in the patches kept at level 1.
+    details = block.module.details(block.inputs[0], queries=torch.tensor([9 * 24 + 13]))
+    finest = details.weights[-1][0, 0, 0]
     kept = torch.zeros(16, 24, dtype=bool)
     for row, column in levels[-1].patches[0] * 2:
         kept[row : row + 2, column : column + 2] = True
     assert finest[kept].min() > 0 and not finest[~kept].any()
 
 
-def test_between_two_images():
+def test_attention_between_two_images():
     torch.manual_seed(0)
     attention = QuadTreeAttention(16, 2, num_levels=3, topks=3).eval()
     for parameter in (attention.q_proj.weight, attention.k_proj.weight):
         parameter.data *= 30
     first, second = torch.randn(1, 8, 8, 16), torch.randn(1, 12, 16, 16)
-    share = looks_across(attention, first, (2, 5), second)
+    share = attention_across(attention, first, (2, 5), second)
     assert share.shape == (2, 12, 16)
     with torch.no_grad():
         values = attention.v_proj(second)[0].unflatten(2, (2, 8))

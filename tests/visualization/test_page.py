@@ -1,4 +1,4 @@
-"""The page's data are the attention, and in a browser a click shows them."""
+"""Data of the interactive page, and a click in a browser."""
 
 import base64
 import json
@@ -20,11 +20,13 @@ from mmattn.visualization import (
     render_page,
 )
 
-# The canvas at a point of the image, RGBA; read from a copy, as reading it would change how it is drawn.
+# RGBA of the canvas at a point of the image. A copy is read: reading the canvas itself would change
+# how the browser draws it.
 PIXEL = """([y, x]) => {
     const heat = document.getElementById('heat'), copy = document.createElement('canvas');
     copy.width = copy.height = 1;
-    copy.getContext('2d').drawImage(heat, -Math.round(x / 96 * heat.width), -Math.round(y / 60 * heat.height));
+    const left = Math.round(x / 96 * heat.width), top = Math.round(y / 60 * heat.height);
+    copy.getContext('2d').drawImage(heat, -left, -top);
     return [...copy.getContext('2d').getImageData(0, 0, 1, 1).data];
 }"""
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
@@ -56,7 +58,7 @@ def decoded(url):
     return cv2.imdecode(np.frombuffer(base64.b64decode(body), np.uint8), cv2.IMREAD_UNCHANGED)
 
 
-def test_mosaics_hold_the_attention_of_each_query(data, blocks):
+def test_mosaics_contain_the_attention_of_each_query(data, blocks):
     for layer, block in zip(data['images'][0]['layers'], blocks, strict=True):
         assert (layer['stage'], layer['kind']) == (block.stage, block.kind)
         rows, columns = layer['grid']
@@ -81,13 +83,13 @@ def test_mosaics_hold_the_attention_of_each_query(data, blocks):
             assert peaks[query] == pytest.approx(share.max() * share.size, rel=0.01)
 
 
-def test_pictures_and_boxes_come_along(data):
+def test_data_contain_pictures_and_boxes(data):
     first, second = data['images']
     picture = decoded(first['picture'])
     assert picture.shape == (first['height'], first['width'], 3) == (60, 96, 3)
     assert first['boxes'] == [dict(box=[10.0, 20.0, 50.0, 50.0], label='dog 0.90')]
     assert second['boxes'] == [] and len(second['layers']) == 3
-    assert len(data['colours']) == 64
+    assert len(data['colors']) == 64
 
 
 def test_large_maps_are_reduced():
@@ -101,7 +103,7 @@ def test_large_maps_are_reduced():
     assert len(layer['queries']) == 60 and layer['queries'][-1] == (36, 86)
 
 
-def test_page_holds_all_it_needs(data):
+def test_page_is_self_contained(data):
     page = render_page(data)
     assert not re.search(r"""(src|href)=["'](?!data:)|https?://|@import|url\(""", page)
     text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)[1]
@@ -121,7 +123,7 @@ def browser():
 
 
 @pytest.mark.parametrize('width, height', [(1280, 900), (390, 844)], ids=['desktop', 'phone'])
-def test_a_click_shows_where_the_model_looks(browser, data, blocks, tmp_path, width, height):
+def test_click_shows_the_attention_of_the_point(browser, data, blocks, tmp_path, width, height):
     (tmp_path / 'index.html').write_text(render_page(data))
     page = browser.new_page(viewport=dict(width=width, height=height))
     problems, requests = [], []
@@ -152,15 +154,16 @@ def test_a_click_shows_where_the_model_looks(browser, data, blocks, tmp_path, wi
         layer, block = data['images'][0]['layers'][2], blocks[2]
         assert (block.stage, block.kind) == (1, 'local')
         share = attention_maps(block, [layer['queries'][query]])[0, 0]
-        row, column = np.unravel_index(
-            share[:7].argmax(), (7, 12)
-        )  # the picture ends before the map
+        # The picture ends before the map.
+        row, column = np.unravel_index(share[:7].argmax(), (7, 12))
         bright, dark = pixel(row * 8 + 1, column * 8 + 1), pixel(60 - y, 96 - x)
-        assert sum(bright[:3]) > 450 and sum(dark[:3]) < 60, 'its window is bright, the rest dark'
+        assert sum(bright[:3]) > 450 and sum(dark[:3]) < 60, (
+            'the window must be bright, the rest dark'
+        )
         assert f'{layer["peaks"][1][query]:g} times the average' in page.inner_text('#peak')
     opaque = pixel(44, 90)[3]
-    page.evaluate(
-        "e => { const o = document.getElementById('opacity'); o.value = 0.25; o.dispatchEvent(new Event('input')); }"
+    page.eval_on_selector(
+        '#opacity', "slider => { slider.value = 0.25; slider.dispatchEvent(new Event('input')); }"
     )
     page.wait_for_function(f'before => ({PIXEL})([44, 90])[3] < before / 2', arg=opaque)
     page.select_option('#image', '1')

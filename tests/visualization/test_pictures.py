@@ -1,4 +1,4 @@
-"""Every kind of picture says what it shows, and is not blank."""
+"""Texts and pixels of every kind of figure."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from helpers.small_backbones import small_backbone
 from mmattn.visualization import Instances, capture, plot_prediction
 from mmattn.visualization.draw.base import rendered
 from mmattn.visualization.draw.maps import plot_features, plot_grad_cam, plot_receptive_field
-from mmattn.visualization.pictures import Choice, attention_pictures, default_queries
+from mmattn.visualization.pictures import PictureOptions, attention_pictures, default_queries
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 FOUND = Instances(
@@ -34,21 +34,22 @@ def words(figure):
     return ' | '.join(text.get_text().replace('\n', ' ') for text in texts)
 
 
-def check(figure, *said):
-    for sentence in said:
-        assert sentence in words(figure), words(figure)
+def check(figure, *expected):
+    """Check the figure's texts, and that no image in it is blank."""
+    for text in expected:
+        assert text in words(figure), words(figure)
     picture = rendered(figure)
     assert picture.dtype == np.uint8 and picture.ndim == 3
     for axes in figure.axes:
         if axes.images:
-            place = axes.get_window_extent()
-            left, right = int(place.x0), int(place.x1)
-            top, bottom = len(picture) - int(place.y1), len(picture) - int(place.y0)
+            box = axes.get_window_extent()
+            left, right = int(box.x0), int(box.x1)
+            top, bottom = len(picture) - int(box.y1), len(picture) - int(box.y0)
             assert picture[top:bottom, left:right].std() > 3
 
 
 def test_gcvit():
-    pictures = attention_pictures(PICTURE, look('gcvit'), 'GCViT', Choice())
+    pictures = attention_pictures(PICTURE, look('gcvit'), 'GCViT', PictureOptions())
     assert set(pictures) == {'attention_local', 'attention_global', 'window_0'}
     figure = pictures['attention_global']()
     check(
@@ -66,17 +67,17 @@ def test_gcvit():
     check(pictures['window_0'](), "% of the window's attention", 'stage 3, block 0 (local)')
 
 
-def test_dat_beside_swin():
+def test_dat_and_swin():
     from mmdet.models import SwinTransformer
 
     swin = SwinTransformer(
         embed_dims=16, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2), window_size=4
     )
     swin.eval()
-    with capture(swin) as beside, torch.no_grad():
+    with capture(swin) as seen, torch.no_grad():
         swin(torch.randn(1, 3, 64, 96))
     pictures = attention_pictures(
-        PICTURE, look('dat'), 'DAT', Choice(), FOUND, CLASSES, swin=beside.blocks
+        PICTURE, look('dat'), 'DAT', PictureOptions(), FOUND, CLASSES, swin=seen.blocks
     )
     names = {'attention_local', 'attention_shifted', 'sampling_points', 'keys_0', 'keys_1'}
     assert set(pictures) == names
@@ -94,7 +95,7 @@ def test_dat_beside_swin():
 
 
 def test_dat_plus_plus():
-    pictures = attention_pictures(PICTURE, look('dat++'), 'DAT++', Choice())
+    pictures = attention_pictures(PICTURE, look('dat++'), 'DAT++', PictureOptions())
     assert set(pictures) == {'sampling_points', 'keys_0'}
     check(pictures['keys_0'](), 'stage 0, block 0', 'stage 1, block 1', '2 heads in this stage')
 
@@ -102,20 +103,18 @@ def test_dat_plus_plus():
 def test_quadtree_in_one_image_and_between_two():
     seen = look('quadtree')
     other = PICTURE[::-1].copy(), look('quadtree')
-    choice = Choice(queries=[(20, 70)])
-    pictures = attention_pictures(PICTURE, seen, 'QuadTree', choice, other=other)
+    options = PictureOptions(queries=[(20, 70)])
+    pictures = attention_pictures(PICTURE, seen, 'QuadTree', options, other=other)
     assert set(pictures) == {'kept_0', 'kept_between_0'}
     figure = pictures['kept_0']()
-    check(figure, 'the point at y 20, x 70 keeps in its own image', 'level 3: 4 patches of 32 px')
-    check(
-        figure, 'this stage has 2 levels', '% of the attention', 'every token of 32 px is looked at'
-    )
+    check(figure, 'the point at y 20, x 70 keeps in its image', 'level 3: 4 patches of 32 px')
+    check(figure, 'this stage has 2 levels', '% of the attention', 'attends to all tokens of 32 px')
     check(pictures['kept_between_0'](), 'keeps in another image', 'the chosen point')
 
 
 @pytest.mark.parametrize('family', ['gcvit', 'dat', 'quadtree'])
 def test_one_stage_and_one_head(family):
-    pictures = attention_pictures(PICTURE, look(family), 'm', Choice(stage=2, head=1))
+    pictures = attention_pictures(PICTURE, look(family), 'm', PictureOptions(stage=2, head=1))
     for name, draw in pictures.items():
         figure = draw()
         assert ('head 1' in words(figure)) != (name == 'sampling_points')
@@ -123,24 +122,24 @@ def test_one_stage_and_one_head(family):
         assert 'stage 2' in words(figure) and 'stage 1' not in words(figure)
 
 
-def test_a_wrong_stage_or_head_says_what_there_is():
+def test_unknown_stage_or_head_is_an_error():
     seen = look('gcvit')
     with pytest.raises(
         ValueError, match=r'in stage 4; there is stage 0: local, global \(1 head\); stage 1'
     ):
-        attention_pictures(PICTURE, seen, 'm', Choice(stage=4))
+        attention_pictures(PICTURE, seen, 'm', PictureOptions(stage=4))
     with pytest.raises(ValueError, match=r'no head 2; there is stage 0: local, global \(1 head\)'):
-        attention_pictures(PICTURE, seen, 'm', Choice(head=2))
+        attention_pictures(PICTURE, seen, 'm', PictureOptions(head=2))
 
 
-def test_queries_are_the_best_detections_inside_the_picture():
+def test_default_queries_are_the_best_detections():
     assert default_queries(PICTURE, FOUND) == [(30, 65), (35, 20)]
     assert default_queries(PICTURE, None) == [(30, 45)]
     nothing = Instances(np.zeros(0, int), np.zeros((0, 4)), scores=np.zeros(0))
     assert default_queries(PICTURE, nothing) == [(30, 45)]
 
 
-def test_maps():
+def test_feature_maps():
     seen = look('gcvit')
     check(
         plot_features(PICTURE, seen.features, (64, 96), 'm'), 'at 1/32: 128 channels, ', 'variance'
@@ -166,7 +165,11 @@ def test_predictions_of_the_three_tasks():
     truth[30:, :45] = 1
     figure = plot_prediction(PICTURE, labels, truth, CLASSES, 'm')
     check(
-        figure, 'prediction: 50% of the annotated pixels right', 'grey: not annotated', 'cat', 'dog'
+        figure,
+        'prediction: 50% of the annotated pixels correct',
+        'gray: not annotated',
+        'cat',
+        'dog',
     )
 
     figure = plot_prediction(PICTURE, np.array([0.3, 0.7]), 1, CLASSES, 'm')

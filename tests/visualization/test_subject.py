@@ -1,4 +1,4 @@
-"""From a config and an image file to what the model sees: where its pixels come from, whatever the pipeline does."""
+"""Models from configs, image files, and the map between pixels of a file and of the input."""
 
 import cv2
 import numpy as np
@@ -53,9 +53,9 @@ def write(path, height, width):
         ('', (1, 1), (0, 0), (96, 120)),
     ],
     indirect=['subject'],
-    ids=['crop', 'resize', 'as it is'],
+    ids=['crop', 'resize', 'unchanged'],
 )
-def test_points_are_where_the_pipeline_puts_them(subject, tmp_path, scale, offset, size):
+def test_placement_matches_the_pipeline(subject, tmp_path, scale, offset, size):
     view = subject.look(write(tmp_path / 'image.png', 96, 120))
     placement = view.placement
     assert (
@@ -76,7 +76,7 @@ def test_points_are_where_the_pipeline_puts_them(subject, tmp_path, scale, offse
     assert len(view.seen.blocks) == 4
 
 
-def test_queries_outside_are_errors_that_say_what_is_inside():
+def test_query_outside_is_an_error():
     placement = Placement((1.5, 1.5), (6, 18), (96, 120), (56, 56))
     for query in ((96, 0), (0, 120), (-1, 5)):
         with pytest.raises(ValueError, match=r'image of 96 x 120 pixels \(height x width\)'):
@@ -85,7 +85,7 @@ def test_queries_outside_are_errors_that_say_what_is_inside():
         placement.seen(50, 110)
 
 
-def test_an_image_that_cannot_be_read(tmp_path):
+def test_unreadable_image_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'there is no image .*none\.jpg'):
         read_image(tmp_path / 'none.jpg')
     for content in (b'', b'no image'):

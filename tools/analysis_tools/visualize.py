@@ -23,10 +23,10 @@ from mmattn.checkpoint import CheckpointError
 from mmattn.engine.runtime import add_cfg_options, stop
 from mmattn.visualization.detection import Instances
 from mmattn.visualization.draw.base import rendered
+from mmattn.visualization.ground_truth import GroundTruth
 from mmattn.visualization.page import PageImage, page_data, render_page
-from mmattn.visualization.pictures import Choice, attention_pictures, model_pictures
+from mmattn.visualization.pictures import PictureOptions, attention_pictures, model_pictures
 from mmattn.visualization.subject import Subject, View
-from mmattn.visualization.truth import GroundTruth
 
 PATIENCE = 2.0  # seconds without a progress bar
 SHEET_WIDTH = 1500  # pixels of a contact sheet
@@ -125,10 +125,10 @@ def visualize(args: argparse.Namespace) -> int:
     for path, folder in zip(args.images, folders, strict=True):
         view = subject.look(path)
         queries = [view.placement.seen(*query) for query in args.query]
-        choice = Choice(queries, args.stage, args.head, label, args.score_thr)
+        options = PictureOptions(queries, args.stage, args.head, label, args.score_thr)
         predicted = view.prediction if isinstance(view.prediction, Instances) else None
         found = None if predicted is None else predicted.above(args.score_thr)
-        pictures = model_pictures(subject, view, truths.of(view), choice)
+        pictures = model_pictures(subject, view, truths.of(view), options)
         if predicted is not None and not len(predicted.labels):
             print(f'{path}: nothing was detected, so there is no Grad-CAM')
             del pictures['grad_cam']
@@ -136,7 +136,7 @@ def visualize(args: argparse.Namespace) -> int:
             view.picture,
             view.seen,
             subject.name,
-            choice,
+            options,
             found,
             subject.classes,
             swin.look(path).seen.blocks if swin else (),

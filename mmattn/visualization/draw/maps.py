@@ -1,4 +1,4 @@
-"""Pictures for every family: Grad-CAM, effective receptive fields, features as colours."""
+"""Figures for every family: Grad-CAM, effective receptive fields, features as colors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..pca import feature_pca
-from ..receptive_field import side_that_holds
-from .base import colour_bar, entitle, heat, outline, panels, show
+from ..explain import enclosing_side, feature_pca
+from .base import color_bar, heat, outline, panels, set_title, show
 
-SHARE = 0.9  # of the receptive field, in the frame
+SHARE = 0.9  # share of the receptive field inside the frame
 
 
 def plot_grad_cam(
@@ -24,23 +23,24 @@ def plot_grad_cam(
     model: str,
     box: np.ndarray | None = None,
 ) -> Figure:
-    """Places that raise a score, a panel for each output of the backbone.
+    """Grad-CAM of a score, a panel for each output of the backbone.
 
     Args:
-        picture: uint8 (H, W, 3).
-        cams: of :func:`mmattn.visualization.grad_cam`.
+        picture: uint8 RGB (H, W, 3).
+        cams: from :func:`mmattn.visualization.grad_cam`.
         input_size: rows and columns of the model's input, padding included.
-        target: what the score is.
-        model: its name.
-        box: x1, y1, x2, y2 of the detection that is explained.
+        target: name of the score.
+        model: name of the model.
+        box: x1, y1, x2, y2 of the explained detection, in pixels.
     """
     figure, axes = panels(
         1,
         len(cams) + 1,
         picture.shape[:2],
         f'{model}: Grad-CAM for {target}',
-        "Bright places of a stage's features raise the score; each panel goes from 0 to its own maximum. Dark "
-        'throughout: the score does not depend on this stage, or only places that lower it.',
+        "Bright positions of a stage's features raise the score; each panel is scaled from 0 to "
+        'its maximum. All dark: the score does not depend on this stage, or every position lowers '
+        'it.',
     )
     show(axes[0, 0], picture, target)
     scale = Normalize(0, 1)
@@ -48,36 +48,37 @@ def plot_grad_cam(
         stride = _stride(cam, input_size)
         heat(panel, picture, cam / max(cam.max(), 1e-30), stride, scale, f'features at 1/{stride}')
     if box is not None:
+        x1, y1, x2, y2 = box
         for panel in axes[0]:
-            outline(panel, box[1::2], box[::2])
-    colour_bar(axes[0, -1], scale, 'share of the maximum')
+            outline(panel, (y1, y2), (x1, x2))
+    color_bar(figure, axes[0, -1], scale, 'share of the maximum')
     return figure
 
 
 def plot_receptive_field(
     picture: np.ndarray, fields: Sequence[np.ndarray], strides: Sequence[int], model: str
 ) -> Figure:
-    """What the middle of each output of the backbone depends on, a panel for each.
+    """Effective receptive field of the center of each output of the backbone, a panel for each.
 
     Args:
-        picture: uint8 (H, W, 3).
-        fields: of :func:`mmattn.visualization.effective_receptive_field`.
-        strides: pixels a token of each output.
-        model: its name.
+        picture: uint8 RGB (H, W, 3).
+        fields: from :func:`mmattn.visualization.effective_receptive_field`.
+        strides: pixels per token of each output.
+        model: name of the model.
     """
     figure, axes = panels(
         1,
         len(fields),
         picture.shape[:2],
-        f'{model}: effective receptive field of the middle of each stage',
-        'How strongly the features in the middle depend on each pixel of this image (gradient), on a logarithmic '
-        f'scale; the frame holds {SHARE:.0%} of it.',
+        f'{model}: effective receptive field of the center of each stage',
+        'How strongly the features at the center depend on each pixel of this image (gradient), on '
+        f'a logarithmic scale; the frame holds {SHARE:.0%} of the sum.',
         lines=2,
     )
     scale = LogNorm(1e-3, 1)
     for panel, field, stride in zip(axes[0], fields, strides, strict=True):
-        side = side_that_holds(field, SHARE)
-        # Pixels of a token together: single ones flicker with the stem's stride.
+        side = enclosing_side(field, SHARE)
+        # Average over the stem's patches: the gradient of single pixels varies with its stride.
         cell = 4
         rows, columns = (s // cell * cell for s in field.shape)
         coarse = field[:rows, :columns].reshape(rows // cell, cell, columns // cell, cell)
@@ -91,42 +92,42 @@ def plot_receptive_field(
             scale,
             f'features at 1/{stride}:\n{SHARE:.0%} within {side} × {side} px',
         )
-        y, x = (_middle(field.shape[axis], stride) for axis in (0, 1))
+        y, x = (_center(field.shape[axis], stride) for axis in (0, 1))
         outline(panel, (y - side / 2, y + side / 2), (x - side / 2, x + side / 2))
-    colour_bar(axes[0, -1], scale, 'dependence, over its maximum')
+    color_bar(figure, axes[0, -1], scale, 'dependence, over its maximum')
     return figure
 
 
 def plot_features(
     picture: np.ndarray, features: Sequence[Tensor], input_size: tuple[int, int], model: str
 ) -> Figure:
-    """The features as colours, a panel for each output of the backbone.
+    """Principal components of the features as colors, a panel for each output of the backbone.
 
     Args:
-        picture: uint8 (H, W, 3).
-        features: of a :class:`mmattn.visualization.Capture`.
+        picture: uint8 RGB (H, W, 3).
+        features: from a :class:`mmattn.visualization.Capture`.
         input_size: rows and columns of the model's input, padding included.
-        model: its name.
+        model: name of the model.
     """
     figure, axes = panels(
         1,
         len(features) + 1,
         picture.shape[:2],
-        f'{model}: features as colours',
-        'The three strongest principal components of the channels as red, green and blue: places of one colour look '
-        'alike to the model. Colours of different panels have nothing to do with each other.',
+        f'{model}: features as colors',
+        'The first three principal components of the channels as red, green and blue: positions of '
+        'one color have similar features. Colors of different panels are not comparable.',
     )
     show(axes[0, 0], picture, 'image')
     height, width = picture.shape[:2]
     for panel, feature in zip(axes[0, 1:], features, strict=True):
-        colours, variance = feature_pca(feature)
-        rows, columns = colours.shape[:2]
-        stride = _stride(colours, input_size)
+        colors, variance = feature_pca(feature)
+        rows, columns = colors.shape[:2]
+        stride = _stride(colors, input_size)
         panel.imshow(
-            colours, extent=(0, columns * stride, rows * stride, 0), interpolation='nearest'
+            colors, extent=(0, columns * stride, rows * stride, 0), interpolation='nearest'
         )
         panel.set(xlim=(0, width), ylim=(height, 0))
-        entitle(
+        set_title(
             panel,
             f'at 1/{stride}: {feature.shape[1]} channels,\n{variance.sum():.0%} of their variance',
         )
@@ -134,9 +135,9 @@ def plot_features(
 
 
 def _stride(values: np.ndarray, input_size: tuple[int, int]) -> int:
-    """Pixels a token of a map: a power of two."""
+    """Pixels per token of a map, rounded to a power of two."""
     return 2 ** round(float(np.log2(input_size[0] / values.shape[0])))
 
 
-def _middle(side: int, stride: int) -> float:
+def _center(side: int, stride: int) -> float:
     return (-(-side // stride) // 2 + 0.5) * stride

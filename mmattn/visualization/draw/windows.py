@@ -1,10 +1,11 @@
-"""Pictures of window attention, as in section 5 of the GC ViT paper."""
+"""Figures of window attention, as in section 5 of the GC ViT paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -12,13 +13,13 @@ from ..capture import Block
 from ..windows import chosen_window, received_attention
 from .base import (
     chosen_heads,
-    colour_bar,
+    color_bar,
     heat,
     mark_query,
     outline,
     panels,
+    placeholder,
     row_title,
-    say_in,
     show,
 )
 
@@ -26,12 +27,12 @@ from .base import (
 def plot_received_attention(
     picture: np.ndarray, blocks: Sequence[Block], model: str, head: int | None = None
 ) -> Figure:
-    """Which tokens of their windows are looked at: a row for each block, the mean of its heads and some heads.
+    """Attention that tokens receive in their windows: the mean of the heads and some heads.
 
     Args:
-        picture: uint8 (H, W, 3).
-        blocks: with window attention.
-        model: its name.
+        picture: uint8 RGB (H, W, 3).
+        blocks: blocks with window attention of one kind, one row each.
+        model: name of the model.
         head: the only head to show beside the mean; None shows the first ones.
     """
     heads = [chosen_heads(block.num_heads, head) for block in blocks]
@@ -43,13 +44,13 @@ def plot_received_attention(
         columns,
         picture.shape[:2],
         f'{model}: attention of {kind} blocks over the image',
-        f'How much {who} to a token, over what it would be if all tokens that can be seen got the same: 1 is average, '
-        'bright is looked at most. White lines: the windows.',
+        f'How much {who} to a token, relative to uniform attention over all visible tokens: 1 is '
+        'average, bright is the most. White lines: the windows.',
     )
-    for row, block, some in zip(axes, blocks, heads, strict=True):
+    for row, block, panel_heads in zip(axes, blocks, heads, strict=True):
         received = received_attention(block)
         maps = {f'mean of {block.num_heads} heads': received.mean(0)}
-        maps |= {f'head {h}': received[h] for h in some}
+        maps |= {f'head {h}': received[h] for h in panel_heads}
         if block.num_heads == 1:
             maps = {'the only head': received[0]}
         scale = Normalize(0, max(np.percentile(np.stack(list(maps.values())), 99.5), 2))
@@ -59,8 +60,8 @@ def plot_received_attention(
         for panel, (name, values) in zip(row[1:], maps.items(), strict=False):
             heat(panel, picture, values, block.stride, scale, name)
         for panel in row[1 + len(maps) :]:
-            say_in(panel, f'{block.num_heads} head{"s" * (block.num_heads > 1)} in this stage')
-        colour_bar(row[-1], scale, 'times the average')
+            placeholder(panel, f'{block.num_heads} head{"s" * (block.num_heads > 1)} in this stage')
+        color_bar(figure, row[-1], scale, 'times the average')
     return figure
 
 
@@ -71,14 +72,14 @@ def plot_chosen_window(
     model: str,
     head: int | None = None,
 ) -> Figure:
-    """One window a block: what a point of the image attends in it, and what all its points do on average.
+    """Attention in the window around a point: of the point, and the mean of the window's queries.
 
     Args:
-        picture: uint8 (H, W, 3).
-        blocks: with window attention, one row each.
-        query: (y, x) in pixels.
-        model: its name.
-        head: whose attention; None takes the mean of all heads.
+        picture: uint8 RGB (H, W, 3).
+        blocks: blocks with window attention, one row each.
+        query: (y, x) in pixels of the picture.
+        model: name of the model.
+        head: the head to show; None takes the mean of all heads.
     """
     figure, axes = panels(
         len(blocks),
@@ -86,9 +87,9 @@ def plot_chosen_window(
         (3, 4),
         f'{model}: attention in the window around y {int(query[0])}, x {int(query[1])}, '
         + ('mean of heads' if head is None else f'head {head}'),
-        'Left: the window (frame) that holds the chosen point (star). Middle and right: that window alone; bright '
-        'tokens get most attention. A global block asks with one query for the whole image, so its star only picks '
-        "the query's place in the window.",
+        'Left: the window (frame) that contains the chosen point (star). Middle and right: only '
+        'that window; bright tokens receive most attention. A global block uses the same queries '
+        "in all windows, so its star only selects the query's position in the window.",
     )
     for row, block in zip(axes, blocks, strict=True):
         stride, token = block.stride, block.token(*query)
@@ -103,8 +104,8 @@ def plot_chosen_window(
                 outline(row[0], rows, columns)
         if len(spans[0]) > 1 or len(spans[1]) > 1:
             for panel in row[1:]:
-                say_in(
-                    panel, 'The shift has joined this window\nfrom opposite borders of the image.'
+                placeholder(
+                    panel, 'The shift joins this window\nfrom opposite borders of the image.'
                 )
             continue
         (top, bottom), (left, right) = spans[0][0], spans[1][0]
@@ -115,17 +116,17 @@ def plot_chosen_window(
             heat(panel, picture, values, stride, scale, name)
             panel.set(xlim=(left, right), ylim=(bottom, top))
         mark_query(row[1], *query)
-        colour_bar(row[-1], scale, "% of the window's attention")
+        color_bar(figure, row[-1], scale, "% of the window's attention")
     return figure
 
 
-def _spans(places: np.ndarray, stride: int) -> list[tuple[float, float]]:
-    """Runs of neighbouring tokens, in pixels."""
-    cuts = np.flatnonzero(np.diff(places) != 1) + 1
-    return [(run[0] * stride, (run[-1] + 1) * stride) for run in np.split(places, cuts)]
+def _spans(indices: np.ndarray, stride: int) -> list[tuple[float, float]]:
+    """Start and end of each run of consecutive rows or columns, in pixels."""
+    cuts = np.flatnonzero(np.diff(indices) != 1) + 1
+    return [(run[0] * stride, (run[-1] + 1) * stride) for run in np.split(indices, cuts)]
 
 
-def _window_grid(axes, picture: np.ndarray, block: Block) -> None:
+def _window_grid(axes: Axes, picture: np.ndarray, block: Block) -> None:
     side = block.module.window_size * block.stride
     height, width = picture.shape[:2]
     shift = getattr(block.module, 'shift', 0) * block.stride

@@ -1,8 +1,9 @@
-"""What is known of an image: its annotation in the config's test data, where it is one of theirs."""
+"""Ground truth of an image, if it belongs to the config's test data."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,15 +18,16 @@ class GroundTruth:
     """Annotations of the config's test data.
 
     Args:
-        subject: its config names the data.
+        subject: model whose config has the test data.
 
     Attributes:
-        problem: why there are no annotations; empty where the data could be read.
+        problem: reason why there are no annotations; empty if the data could be read.
     """
 
     def __init__(self, subject: Subject):
         self.task = subject.task
-        self.images, self.problem = {}, ''
+        self.images: dict[str, int] = {}  # file name -> index in the data
+        self.problem = ''
         config = dict(subject.test_dataset, pipeline=[], test_mode=True)
         config.pop('indices', None)
         try:
@@ -38,7 +40,13 @@ class GroundTruth:
             self.images[Path(self.dataset.get_data_info(i)['img_path']).name] = i
 
     def of(self, view: View) -> Instances | np.ndarray | int | None:
-        """The annotation in the pixels that the model sees, or None; a classifier's is its label."""
+        """Annotation in pixels of the model's input, or None if the image is not in the data.
+
+        Instances for a detector, labels (H, W) for a segmentor, a class index for a classifier.
+
+        Raises:
+            FileNotFoundError: the annotation's segmentation map cannot be read.
+        """
         if view.path.name not in self.images:
             return None
         info = self.dataset.get_data_info(self.images[view.path.name])
@@ -50,6 +58,8 @@ class GroundTruth:
 
     def _labels(self, info: dict, placement: Placement) -> np.ndarray:
         labels = cv2.imread(info['seg_map_path'], cv2.IMREAD_UNCHANGED)
+        if labels is None:
+            raise FileNotFoundError(f'cannot read the segmentation map {info["seg_map_path"]}')
         if info.get('reduce_zero_label'):
             labels = np.where(labels == 0, IGNORED, labels - 1).astype(np.uint8)
         for old, new in (info.get('label_map') or {}).items():
@@ -70,8 +80,8 @@ def _instances(entries: list[dict], placement: Placement) -> Instances:
     )
 
 
-def _mask(segmentation, placement: Placement) -> np.ndarray:
-    """COCO's polygons or run lengths -> uint8 (H, W) of the file."""
+def _mask(segmentation: Any, placement: Placement) -> np.ndarray:
+    """Mask, uint8 (H, W) of the file, from COCO's polygons or run lengths."""
     if isinstance(segmentation, list):
         segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, *placement.file_size))
     elif isinstance(segmentation['counts'], list):
