@@ -45,9 +45,9 @@ model without results has none in our sources and is there for comparison. GC Vi
 and DINO with GC ViT-L start from ImageNet-21K weights.
 
 **params** (millions) and **FLOPs** (billions of multiply-adds) are counted here on the whole model;
-published figures follow in parentheses. Classifiers have 1000 classes and their training size, 224 x
-224 unless named; detectors are counted at 1280 x 800 with 1000 proposals and 100 masks, segmentors
-at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
+published figures follow in parentheses. Classifiers have 1000 classes and their training size,
+224 x 224 unless named; detectors are counted at 1280 x 800 with 1000 proposals and 100 masks,
+segmentors at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
 
 Config paths are relative to `configs/`; `_base_ = 'mmattn::PATH'` inherits one
 ([In your own project](your_project.md)). **Weights** are on the authors' page that each section
