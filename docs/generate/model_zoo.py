@@ -38,20 +38,19 @@ TASKS = {
 HEADER = """\
 # Model zoo
 
-Every model that has a config. The tables are generated from `configs/*/metafile.yml`, which
-`mim search mmattn` shows as well; each family's folder has a README with its part of them.
+Every model that has a config, from `configs/*/metafile.yml`, which `mim search mmattn` shows, too.
 
-**Results are the papers'**, and what the configs aim at. Nothing was trained to that length here. A
-model without results has none in our sources: its config is there for comparison. GC ViT-L at 384
-and 512 and DINO with GC ViT-L start from ImageNet-21K weights.
+**Results are the papers'**, and what the configs aim at; nothing was trained to that length here. A
+model without results has none in our sources and is there for comparison. GC ViT-L at 384 and 512
+and DINO with GC ViT-L start from ImageNet-21K weights.
 
-**params** (millions) and **FLOPs** (billions of multiply-adds) are counted here, on the whole model;
-published figures follow in parentheses. Classifiers are counted with 1000 classes at their training
-size, 224 x 224 unless another is named; detectors at 1280 x 800 with 1000 proposals and 100 masks;
+**params** (millions) and **FLOPs** (billions of multiply-adds) are counted here on the whole model;
+published figures follow in parentheses. Classifiers have 1000 classes and their training size,
+224 x 224 unless named; detectors are counted at 1280 x 800 with 1000 proposals and 100 masks,
 segmentors at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
 
-Config paths are relative to `configs/`. In a project of yours, `_base_ = 'mmattn::PATH'` inherits one
-([In your own project](your_project.md)). **Weights** are the authors', on the page that each section
+Config paths are relative to `configs/`; `_base_ = 'mmattn::PATH'` inherits one
+([In your own project](your_project.md)). **Weights** are on the authors' page that each section
 names ([Checkpoints](checkpoints.md)).
 """
 

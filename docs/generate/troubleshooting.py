@@ -14,20 +14,19 @@ HEADER = """\
 
     python -m mmattn.doctor
 
-checks the environment and prints, for each problem, the command that mends it. `--json` prints the
-same for programs. It needs nothing but Python. **fail** means that training a detector cannot run,
-**warn** that something of lesser weight is wrong. Remedies come in the order of mending: a later
-problem is often an earlier one's.
+checks the environment and prints a remedy for each problem; `--json` prints the same for programs.
+It needs nothing but Python. **fail** means that a detector cannot be trained, **warn** is less
+serious. Apply the remedies in order: a later problem is often the result of an earlier one.
 
-`make setup` shows the end of a failed step's log and its remedy; the same command then goes on from
+`make setup` prints the end of a failed step's log and its remedy; the same command continues from
 there.
 
 If `import torch` fails with `Failed to load the backend extension: mmattn`, the file
 `mmattn_configs.py` was deleted from `site-packages` and the rest of mmattn was not:
 `python -m pip uninstall mmattn` removes the rest.
 
-This is every problem that the doctor knows. It prints your versions and packages; NAME, VERSION and
-dots stand for them here.
+These are all problems that the doctor knows. It prints your versions and packages; NAME, VERSION
+and dots stand for them here.
 
 | part | symptom | remedy |
 |---|---|---|
