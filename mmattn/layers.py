@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmattn.ops._backend import known_equal
+from mmattn.ops import known_equal
 
 
 def channel_last(module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.layers import pad_to_multiple
-from mmattn.ops._backend import known_equal
+from mmattn.ops import known_equal
 
 from .details import KeptKeys, QuadTreeDetails
 from .heads import check_heads, select_queries

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.layers import relative_position_bias, relative_position_index
-from mmattn.ops import window_attention, window_attention_weights
+from mmattn.ops import exporting, window_attention, window_attention_weights
 
 from .details import LocalDetails
 from .heads import check_heads, select_queries
@@ -47,8 +47,8 @@ class _WindowAttention(nn.Module):
         """
         batch, height, width, dim = x.shape
         heads = (self.num_projections, self.num_heads, -1)
-        whole = height % self.window_size == 0 and width % self.window_size == 0
-        if whole and not torch.compiler.is_compiling():
+        recorded = exporting() or torch.compiler.is_compiling()  # for other sizes, too
+        if not recorded and not height % self.window_size and not width % self.window_size:
             return self.qkv(x).unflatten(-1, heads).unbind(-3), (None,) * self.num_projections
         # The zero token rides along: one call of the layer, whatever the layer is.
         tokens = torch.cat([x.reshape(-1, dim), x.new_zeros(1, dim)])

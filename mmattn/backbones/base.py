@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmattn.checkpoint import load_checkpoint, rename_on_load
 from mmattn.layers import ScaledResidual
+from mmattn.ops import exporting
 
 NUM_STAGES = 4
 MIN_IMAGE_SIDE = 32
@@ -175,7 +176,7 @@ class PyramidBackbone(BaseModule):
         """
         check_image(x, self.in_channels)
         size = x.shape[2:]
-        is_small = not torch.compiler.is_exporting() and min(size) < MIN_IMAGE_SIDE
+        is_small = not exporting() and min(size) < MIN_IMAGE_SIDE
         if is_small:
             bottom, right = (max(0, MIN_IMAGE_SIDE - side) for side in size)
             x = F.pad(x, (0, right, 0, bottom))

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn.attention import GlobalWindowAttention, WindowAttention
 from mmattn.layers import ConvNorm, Mlp, channel_last
+from mmattn.ops import exporting
 
 from .ablations import MaxPoolDownsample, PatchMergingDownsample
 from .base import (
@@ -176,7 +176,7 @@ class GlobalQueryGenerator(nn.Module):
         """(B, H, W, C) -> (B, window_size, window_size, C), resized if the steps end elsewhere."""
         x = self.steps(x.permute(0, 3, 1, 2))
         window = (self.window_size, self.window_size)
-        if torch.compiler.is_exporting() or x.shape[2:] != window:
+        if exporting() or x.shape[2:] != window:
             x = F.interpolate(x, size=window, mode='bicubic')
         return x.permute(0, 2, 3, 1)
 

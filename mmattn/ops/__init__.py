@@ -1,6 +1,6 @@
 """Attention operators as plain functions, with their PyTorch references."""
 
-from ._backend import BackendReport, backend_report
+from ._backend import BackendReport, backend_report, exporting, known_equal
 from .deformable import (
     deform_attention,
     deform_attention_reference,
@@ -28,6 +28,8 @@ __all__ = [
     'deform_bias',
     'deform_sample',
     'deform_sample_reference',
+    'exporting',
+    'known_equal',
     'neighborhood_attention',
     'neighborhood_attention_reference',
     'neighborhood_attention_weights',
