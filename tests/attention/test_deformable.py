@@ -255,6 +255,7 @@ def test_samples_under_autocast_differ_by_rounding_only(dtype):
         assert spread(sampled(positions.to(dtype)) - exact) > 8 * rounding
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, name',
     [

@@ -416,6 +416,7 @@ def test_compiles_to_one_graph():
             torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'change, message',
     [
@@ -440,6 +441,7 @@ def test_errors_name_the_argument(change, message):
         quadtree_attention(**(arguments | change))
 
 
+@pytest.mark.no_backend
 def test_errors_name_the_level():
     queries, keys, values = make(3)
     with pytest.raises(ValueError, match=r'equal length, .* got 3, 2 and 3 maps'):
@@ -464,6 +466,7 @@ def test_errors_name_the_level():
         quadtree_attention(queries, two, two, 2, 2)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -483,6 +486,7 @@ def test_constructor_errors_name_the_argument(arguments, message):
         QuadTreeAttention(*arguments)
 
 
+@pytest.mark.no_backend
 def test_map_errors_give_the_shape():
     module = QuadTreeAttention(8, 2, 2, 4, lepe=True)
     x = torch.zeros(1, 4, 4, 8)

@@ -102,6 +102,7 @@ def test_cost_is_the_papers(kind):
     assert counter.get_total_flops() == 2 * expected
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, name',
     [

@@ -126,6 +126,7 @@ def test_parameters_and_flops(name):
     assert flops == pytest.approx(published_flops, rel=0.05)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'options, error, message',
     [

@@ -75,6 +75,7 @@ def test_gray_images_of_a_color_file(kind):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize('shape', [(1, 1, 64, 64), (3, 64, 64), (1, 3, 0, 64)])
 def test_image_errors_give_the_shape(kind, shape):
@@ -105,6 +106,7 @@ def test_checkpointing_gives_the_same_gradients_for_less_memory(kind):
     assert stored[1] < 0.75 * stored[0]
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize('frozen', range(-1, 5))
 def test_frozen_stages(kind, frozen):
@@ -123,6 +125,7 @@ def test_frozen_stages(kind, frozen):
     assert before_training == [p.requires_grad for p in model.parameters()]
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_frozen_stages_thaw(kind):
     """As a hook does it in the middle of a training."""
@@ -222,6 +225,7 @@ def test_replaced_layers_take_part(kind):
         assert without == []
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_parameters_are_contiguous(kind):
     assert all(p.is_contiguous() for p in small(kind).parameters())
@@ -248,6 +252,7 @@ def test_compiles_to_one_graph(kind):
 # ------------------------------------------------------------------------------ state dicts
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_names_are_the_same_for_all(kind):
     block = r'stages\.\d\.blocks\.\d\.((conv|norm1|attn|norm2|mlp)\..*|gamma[12])'
@@ -257,6 +262,7 @@ def test_names_are_the_same_for_all(kind):
         assert re.fullmatch(f'{block}|{rest}{own}', name), name
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_published_names_load_by_load_state_dict(kind):
     source, model = small(kind), small(kind, seed=1)
@@ -272,6 +278,7 @@ def test_published_names_load_by_load_state_dict(kind):
         assert torch.equal(value, source.state_dict()[name])
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_load_state_dict_reports_what_does_not_fit(kind):
     model = small(kind)
@@ -285,6 +292,7 @@ def test_load_state_dict_reports_what_does_not_fit(kind):
         model.load_state_dict(state | {some: torch.zeros(3, 3)})
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'kind, options',
     [('gcvit', dict(window_size=(6, 6, 6, 6))), ('dat', dict(img_size=64, window_size=4))],
@@ -320,6 +328,7 @@ def names_of_0_1_0(kind, state):
     return renamed
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_files_of_0_1_0_load(kind):
     source, model = small(kind), small(kind, seed=1)
@@ -331,6 +340,7 @@ def test_files_of_0_1_0_load(kind):
 # ---------------------------------------------------------------------- registry, arguments
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_registered_for_every_task(kind):
     from mmdet.registry import MODELS as MMDET
@@ -345,6 +355,7 @@ def test_registered_for_every_task(kind):
         assert MODELS.get(f'{scope}.{backbone.__name__}') is backbone
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_layer_depth_is_that_of_swin(kind):
     """Stem 0, block n is n, downsampling like the block before it, all else the last."""
@@ -372,6 +383,7 @@ def test_layer_depth_is_that_of_swin(kind):
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (last, last + 1)
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize(
     'options, error, message',

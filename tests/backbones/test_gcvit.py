@@ -72,6 +72,7 @@ def test_windows_larger_than_the_map_are_one_window_of_any_size_in_local_attenti
     torch.testing.assert_close(block.attn(block.norm1(stem)), plain)
 
 
+@pytest.mark.no_backend
 def test_query_pools_in_stage_2_unless_the_window_is_a_sixteenth_of_the_resolution():
     def pools(window, resolution):
         with torch.device('meta'):
@@ -83,6 +84,7 @@ def test_query_pools_in_stage_2_unless_the_window_is_a_sixteenth_of_the_resoluti
     assert pools(24, 224) == [True]
 
 
+@pytest.mark.no_backend
 def test_fresh_weights():
     torch.manual_seed(0)
     model = GCViT('small')
@@ -119,6 +121,7 @@ def test_ablations_train(options):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'options, error, message',
     [

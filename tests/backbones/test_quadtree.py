@@ -78,6 +78,7 @@ def test_every_argument_has_an_effect():
         assert not torch.allclose(model(x)[3], reference)
 
 
+@pytest.mark.no_backend
 def test_a_stage_takes_the_first_of_the_topks():
     with torch.device('meta'):
         model = QuadTree(SMALL, topks=(32, 16, 8, 4))
@@ -85,6 +86,7 @@ def test_a_stage_takes_the_first_of_the_topks():
     assert topks == [(32, 16, 8, 4), (32, 16, 8), (32, 16), (32,)]
 
 
+@pytest.mark.no_backend
 def test_fresh_weights():
     torch.manual_seed(0)
     block = QuadTree('b0').requires_grad_(False).stages[2].blocks[1]
@@ -93,6 +95,7 @@ def test_fresh_weights():
     assert (block.attn.level_weights.softmax(0) == 0.5).all()
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'options, error, message',
     [

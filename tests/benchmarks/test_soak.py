@@ -1,4 +1,4 @@
-"""The soak's measure and verdict; tests/test_reliability.py watches the backbones shortly."""
+"""The soak's measure and verdict; tests/tools/test_reliability.py watches the backbones shortly."""
 
 import mmap
 

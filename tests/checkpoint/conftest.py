@@ -4,13 +4,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from mmengine.registry import DefaultScope
-
-
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is sharded as a unit; tests/test_main_job.py trains so on two processes."""
+"""What is sharded as a unit; tests/tools/test_main_job.py trains so on two processes."""
 
 import pytest
 import torch

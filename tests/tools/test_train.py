@@ -1,4 +1,4 @@
-"""tools/train.py up to the Runner; tests/test_main_job.py runs the whole."""
+"""tools/train.py up to the Runner; tests/tools/test_main_job.py runs the whole."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
 from mmattn.engine import runtime
 
@@ -39,8 +38,6 @@ def run(train, monkeypatch, tmp_path):
 
     def run(*options, config=CONFIG):
         built = []
-        # One of another test would write to that test's captured output.
-        MMLogger._instance_dict.clear()
 
         class FakeRunner:
             def train(self):

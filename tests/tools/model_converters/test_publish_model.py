@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 
 from mmattn.checkpoint import load_checkpoint
 
@@ -34,12 +34,6 @@ optim_wrapper = dict(optimizer=dict(lr=0.01))
 custom_hooks = [dict(type='EMAHook', momentum=0.3)]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
 """
-
-
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='module')

@@ -9,13 +9,12 @@ import pytest
 import torch
 from helpers import golden
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.utils import ManagerMixin
+from mmengine.registry import MODELS, init_default_scope
 
 import mmattn  # noqa: F401  registers the backbones
 from mmattn.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 PHOTOGRAPHS = ROOT.parent / 'shared/data/coco_tiny/val2017'
 
@@ -39,21 +38,6 @@ model = dict(
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 """
 CLASSIFIER = CONFIGS / 'gcvit/gcvit_xxt_imagenet.py'
-
-
-@pytest.fixture(autouse=True)
-def clean():
-    """Scopes, loggers and visualizers outlive an inferencer."""
-
-    def forget(kind):
-        kind._instance_dict.clear()
-        for child in kind.__subclasses__():
-            forget(child)
-
-    yield
-    DefaultScope._instance_dict.clear()
-    for kind in ManagerMixin.__subclasses__():
-        forget(kind)
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers.runs import TOOLS, run_tool, scalars
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT.parent / 'shared/data'
 
 ARCH = (

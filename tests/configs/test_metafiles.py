@@ -6,34 +6,22 @@ from functools import cache
 from pathlib import Path
 
 import mmdet
-import mmengine.config.utils
 import model_zoo
 import pytest
 import torch
 from helpers.counting import multiply_adds, parameters
 from helpers.metafiles import entries
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from modelindex.load_model_index import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 ENTRIES = entries()
+pytestmark = pytest.mark.usefixtures('no_metafiles')
 # Not models of ours: the demos, other test sets for a classifier, another way to train the same
 # model, a baseline of mmdet's.
 NO_MODEL = r'demo_|imagenetv2|fsdp|pvtv2'
-
-
-@pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """Keep mmengine from reading all metafiles for each base; leave no default scope behind."""
-
-    def no_metafile(*_):
-        raise ValueError
-
-    monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', no_metafile)
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def test_every_config_has_one_entry():

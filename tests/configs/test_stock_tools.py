@@ -16,7 +16,7 @@ import pytest
 import mmattn
 import mmattn_configs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MIM = Path(sys.executable).with_name('mim')
 PIP = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
 

@@ -7,24 +7,24 @@ import re
 from functools import cache
 from pathlib import Path
 
-import mmengine.config.utils
 import model_zoo
 import pytest
 import torch
 from helpers.metafiles import entries
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmattn
 from mmattn.attention import QuadTreeAttention
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
 ENTRIES = entries()
+pytestmark = pytest.mark.usefixtures('no_metafiles')
 ABLATIONS = [name for name in LEAVES if '/ablations/' in name]
 REGULAR = [name for name in ENTRIES if name not in ABLATIONS]
 TABLES = ('relative_position_bias_table', 'position_bias.table')
@@ -32,17 +32,9 @@ NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 @pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """Keep mmengine from reading all metafiles for each base; leave no default scope behind."""
-
-    def no_metafile(*_):
-        raise ValueError
-
-    monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', no_metafile)
+def default_data_folders(monkeypatch):
     for variable in ('MMATTN_COCO', 'MMATTN_ADE20K', 'MMATTN_IMAGENET'):
         monkeypatch.delenv(variable, raising=False)
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def read(name):
