@@ -40,7 +40,7 @@ def test_backbone_is_the_published_one(name):
     assert max(errors) < 1e-9
 
 
-# Millions of parameters on the structure with a 1000-class head, and the published multiply-adds in 1e9.
+# Millions of parameters, counted with a 1000-class head, and published multiply-adds in 1e9.
 COUNTS = {
     'b0': (3.59, 0.7),
     'b1': (13.66, 2.3),
@@ -63,7 +63,7 @@ def test_parameters_and_flops(arch):
         model[1](model[0](image)[0].mean((2, 3)))
     multiply_adds = counter.get_total_flops() / 2e9
     assert parameters / 1e6 == pytest.approx(COUNTS[arch][0], rel=5e-3)
-    if arch == 'b0':  # published with one digit; it counts to 0.62
+    if arch == 'b0':  # published with one digit; the count is 0.62
         assert multiply_adds == pytest.approx(0.616, rel=5e-3)
     else:
         assert multiply_adds == pytest.approx(COUNTS[arch][1], rel=1e-2)

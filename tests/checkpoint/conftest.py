@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def served():
-    """A context manager that serves a folder by HTTP and gives its address."""
+    """Context manager that serves a folder by HTTP and returns its address."""
 
     @contextmanager
     def serve(folder):

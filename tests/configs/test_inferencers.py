@@ -1,4 +1,4 @@
-"""The inferencers of mmdet, mmseg and mmpretrain take our configs and local checkpoints."""
+"""Inferencers of mmdet, mmseg and mmpretrain with our configs and local checkpoints."""
 
 import runpy
 from pathlib import Path
@@ -18,8 +18,11 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 PHOTOGRAPHS = ROOT.parent / 'shared/data/coco_tiny/val2017'
 
-LOAD = "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(192, 128), keep_ratio=True), "
-# Pipelines end in the task's own step; the smallest of the family, on small images.
+LOAD = """test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 128), keep_ratio=True),
+   """
+# The smallest of the family, on small images; the last step depends on the task.
 DETECTOR = f"""
 _base_ = '{CONFIGS}/gcvit/mask_rcnn_gcvit_t_coco.py'
 model = dict(
@@ -42,7 +45,7 @@ CLASSIFIER = CONFIGS / 'gcvit/gcvit_xxt_imagenet.py'
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """Paths of an image that is made here, and of a photograph where there are some."""
+    """Paths of a generated image, and of a photograph if there is one."""
     path = tmp_path_factory.mktemp('image') / 'drawn.jpg'
     picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     cv2.rectangle(picture, (30, 20), (90, 100), (255, 40, 0), -1)
@@ -51,7 +54,7 @@ def images(tmp_path_factory):
 
 
 def trained(text, folder, **dataset_meta):
-    """Config file, and a checkpoint of the model as training writes it."""
+    """Config file, checkpoint as training writes it, and its model."""
     path, checkpoint = folder / 'small.py', folder / 'epoch_1.pth'
     path.write_text(text)
     model = build(path)
@@ -94,12 +97,12 @@ def test_segmentor(images, tmp_path):
     from mmseg.apis import MMSegInferencer
 
     config, checkpoint, model = trained(SEGMENTOR, tmp_path, classes=None, palette=None)
-    # Without the data set's name it draws with the 19 colours of Cityscapes.
+    # Without the data set's name, it draws with the 19 colors of Cityscapes.
     options = dict(dataset_name='ade20k', device='cpu')
     inferencer = MMSegInferencer(config, checkpoint, **options)
     assert_same_weights(inferencer.model, model)
     found = inferencer(images, out_dir=str(tmp_path / 'out'))['predictions']
-    found = found if len(images) > 1 else [found]  # mmseg gives a single map as it is
+    found = found if len(images) > 1 else [found]  # mmseg returns a single map without a list
     for image, classes in zip(images, found, strict=True):
         assert classes.shape == cv2.imread(image).shape[:2]
         assert 0 <= classes.min() <= classes.max() < 150
