@@ -94,13 +94,13 @@ class Row:
 
 
 def build(name: str, kind: str, **options: object) -> nn.Module:
-    """A backbone with the options of CLASSIFICATION or DETECTION."""
+    """Build a backbone with the options of CLASSIFICATION or DETECTION."""
     backbone, arch, differing = BACKBONES[name]
     return backbone(arch, **differing.get(kind, {}), **options)
 
 
 def build_peer(name: str, size: tuple[int, int]) -> nn.Module:
-    """timm's backbone of that name."""
+    """Build timm's backbone of that name."""
     try:
         import timm  # type: ignore[import-not-found]
     except ImportError as error:

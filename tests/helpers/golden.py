@@ -95,7 +95,7 @@ class Case:
         return np.abs(values - self.arrays[f'{key}/value']).max() / self.arrays[f'{key}/std']
 
     def gradient_error(self, name, gradient):
-        """Greatest error: of values relative to their standard deviation, or relative of the norm."""
+        """Greatest error: of values, relative to their standard deviation, or of the norm."""
         key = f'grad/{name}'
         values = gradient.double().flatten()[self.arrays[f'{key}/index']].numpy()
         stored = self.arrays[f'{key}/value']

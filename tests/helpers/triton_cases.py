@@ -52,8 +52,8 @@ DEFORMED = {
     'empty': (0, 2, 6, 5, 8, 1, (7, 5), 'float32', 1, ''),
 }
 
-# Kernels by case: windows of one tile with a shared query, windows of several tiles with a shift, and
-# deformable attention. 49 tokens of float32 are more than one tile.
+# Kernels by case: windows of one tile with a shared query, windows of several tiles with a shift,
+# and deformable attention. 49 tokens of float32 are more than one tile.
 COMPILED = {
     'window-small': ['_backward_whole', '_forward'],
     'window-large': ['_backward_bias', '_backward_key', '_backward_query', '_forward'],
