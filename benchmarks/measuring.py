@@ -119,7 +119,7 @@ def processor() -> str:
 
 
 @contextlib.contextmanager
-def served_by(mode: str) -> Iterator[None]:
+def ops_mode(mode: str) -> Iterator[None]:
     """Context manager that sets ``MMATTN_OPS``."""
     before = os.environ.get('MMATTN_OPS')
     os.environ['MMATTN_OPS'] = mode

@@ -164,7 +164,7 @@ TABLE = (
             error('MMCV==.* is used but incompatible'), '{remove_fork}{compile_upstream}'),
     Problem(MM, 'fail', 'needs torchvision: {error}', error("No module named 'torchvision'"),
             '{pip} install --no-deps {torchvision}'),
-    # What mmengine 0.10.7 and the setup.py of mmcv 2.1.0 import; later setuptools lack it.
+    # Imported by mmengine 0.10.7 and the setup.py of mmcv 2.1.0; later setuptools lack it.
     Problem(MM, 'fail', 'needs an older setuptools: {error}',
             error("No module named 'pkg_resources'"), '{pip} install "setuptools<81"'),
     # mmsegmentation 1.2.2, for one, imports ftfy and regex and does not require them.

@@ -61,7 +61,7 @@ def test_parameters_and_flops(arch):
 
 def test_one_window_of_local_attention_is_plain():
     """Padded tokens are attended; a window of the map's size has none."""
-    model = small(window=(24, 12, 6, 3), odd_blocks='local').double()
+    model = small(window_size=(24, 12, 6, 3), odd_blocks='local').double()
     x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     stem = model.stem(x.permute(0, 2, 3, 1))
     block = model.stages[0].blocks[0]

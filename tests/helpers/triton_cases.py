@@ -254,7 +254,7 @@ def run_compiled(name, dtype, batch, height, width):
 
 
 def compile_case(name, dtype, compiled):
-    """Compile all kernels of a case; ``compiled`` receives them as they are launched."""
+    """Compile all kernels of a case; ``compiled`` receives them at their launch."""
     compiled.clear()
     run_compiled(name, dtype, 2, 32, 50)
     kernels = dict(compiled)

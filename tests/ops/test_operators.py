@@ -216,9 +216,9 @@ def test_mixed_devices_and_dtypes_are_named(name):
 # ----------------------------------------------------------------------------------- backends
 
 
-def test_report_says_what_served(monkeypatch):
+def test_report_names_the_backend_of_each_operator(monkeypatch):
     inputs = inputs_of('deform_sample')
-    for mode, served in (
+    for mode, expected in (
         ('auto', 'compiled'),
         ('compiled', 'compiled'),
         ('reference', 'reference'),
@@ -226,8 +226,8 @@ def test_report_says_what_served(monkeypatch):
         monkeypatch.setenv('MMATTN_OPS', mode)
         ops.deform_sample(**inputs)
         report = ops.backend_report()
-        assert report.served['deform_sample', 'cpu'] == served
-        assert f'MMATTN_OPS={mode}' in str(report) and f'on cpu: {served}' in str(report)
+        assert report.served['deform_sample', 'cpu'] == expected
+        assert f'MMATTN_OPS={mode}' in str(report) and f'on cpu: {expected}' in str(report)
     assert report.backends['cpu'].instructions in ('default', 'avx2', 'avx512')
 
 
@@ -243,8 +243,8 @@ def test_devices_without_kernels_run_the_reference(monkeypatch):
     monkeypatch.setitem(ops._backend._backends, 'cpu', ops._backend.Backend(problem='not built'))
     inputs = inputs_of('window_attention')
     with pytest.warns(UserWarning, match=r'no compiled operators for cpu \(not built\)'):
-        served = ops.window_attention(**inputs)
-    torch.testing.assert_close(served, ops.window_attention_reference(**inputs))
+        out = ops.window_attention(**inputs)
+    torch.testing.assert_close(out, ops.window_attention_reference(**inputs))
     monkeypatch.setenv('MMATTN_OPS', 'compiled')
     with pytest.raises(RuntimeError, match=r'MMATTN_OPS=compiled, but .* for cpu: not built'):
         ops.window_attention(**inputs)
