@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import golden
+from helpers import golden, published
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import load_checkpoint as mmengine_load
 
 import mmattn  # noqa: F401  registers the backbones
 from mmattn.checkpoint import load_checkpoint
@@ -53,14 +54,18 @@ def images(tmp_path_factory):
     return [str(path), *map(str, sorted(PHOTOGRAPHS.glob('*.jpg'))[:1])]
 
 
-def trained(text, folder, **dataset_meta):
-    """Config file, checkpoint as training writes it, and its model."""
+# A checkpoint as training writes it, and one of the authors' (mmdet 2, mmseg 0.x).
+files = pytest.mark.parametrize('file', [published.own_file, published.model_file])
+
+
+def saved(text, file, folder, **dataset_meta):
+    """Config file, checkpoint file and the model that it was made from."""
     path, checkpoint = folder / 'small.py', folder / 'epoch_1.pth'
     path.write_text(text)
-    model = build(path)
-    torch.save(
-        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset_meta)), checkpoint
-    )
+    model = published.fill(build(path), seed=1)
+    state = file(model, 'gcvit')
+    assert (file is published.own_file) == (state.keys() == model.state_dict().keys())
+    torch.save(dict(state_dict=state, meta=dict(dataset_meta=dataset_meta)), checkpoint)
     return str(path), str(checkpoint), model
 
 
@@ -76,11 +81,12 @@ def assert_same_weights(model, expected):
         assert torch.equal(found[name], value), name
 
 
-def test_detector(images, tmp_path):
+@files
+def test_detector(file, images, tmp_path):
     from mmdet.apis import DetInferencer
 
     classes = [f'class {i}' for i in range(80)]
-    config, checkpoint, model = trained(DETECTOR, tmp_path, classes=classes)
+    config, checkpoint, model = saved(DETECTOR, file, tmp_path, classes=classes)
     inferencer = DetInferencer(config, checkpoint, device='cpu', show_progress=False)
     assert_same_weights(inferencer.model, model)
     out = tmp_path / 'out'
@@ -93,10 +99,11 @@ def test_detector(images, tmp_path):
         assert cv2.imread(str(out / 'vis' / Path(image).name)).shape[:2] == (height, width)
 
 
-def test_segmentor(images, tmp_path):
+@files
+def test_segmentor(file, images, tmp_path):
     from mmseg.apis import MMSegInferencer
 
-    config, checkpoint, model = trained(SEGMENTOR, tmp_path, classes=None, palette=None)
+    config, checkpoint, model = saved(SEGMENTOR, file, tmp_path, classes=None, palette=None)
     # Without the data set's name, it draws with the 19 colors of Cityscapes.
     options = dict(dataset_name='ade20k', device='cpu')
     inferencer = MMSegInferencer(config, checkpoint, **options)
@@ -109,18 +116,56 @@ def test_segmentor(images, tmp_path):
         assert (tmp_path / 'out/vis' / Path(image).name).exists()
 
 
+@pytest.mark.parametrize(
+    'config',
+    [
+        'gcvit/cascade_mask_rcnn_gcvit_t_coco',
+        'gcvit/upernet_gcvit_t_ade20k',
+        'dat/retinanet_dat_t_1x_coco',
+        'dat/mask_rcnn_dat_tpp_1x_coco',
+        'dat/fpn_dat_tpp_ade20k',
+        'quadtree/mask_rcnn_quadtree_b1_1x_coco',
+        'quadtree/fpn_quadtree_b1_ade20k',
+    ],
+)
+def test_load_from_and_stock_test_take_published_files(config, tmp_path):
+    """By the function of mmengine that ``load_from``, stock test.py and init_detector call."""
+    source = published.fill(published.build(config, 'small'), seed=1)
+    state = published.model_file(source, config.split('/')[0])
+    torch.save(dict(state_dict=state, meta={}), tmp_path / 'published.pth')
+    model = published.fill(published.build(config, 'small'), seed=2)
+    mmengine_load(model, str(tmp_path / 'published.pth'), map_location='cpu', strict=True)
+    assert_same_weights(model, source)
+
+
+def test_stock_models_start_from_a_published_classifier(tmp_path):
+    """By ``init_cfg``, as mmpretrain's configs write it."""
+    torch.save(golden.state_dict('gcvit_xxt_cls_224'), tmp_path / 'published.pth.tar')
+    cfg = Config.fromfile(CLASSIFIER)
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'published.pth.tar')
+    )
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    expected = build(CLASSIFIER)
+    load_checkpoint(expected, golden.state_dict('gcvit_xxt_cls_224'))
+    for name, value in expected.backbone.state_dict().items():
+        assert name.startswith('norm3') or torch.equal(model.backbone.state_dict()[name], value)
+
+
 def test_classifier_with_published_weights_after_conversion(images, tmp_path, monkeypatch):
     from mmpretrain import ImageClassificationInferencer
 
-    published = golden.state_dict('gcvit_xxt_cls_224')
-    torch.save(dict(state_dict=published), tmp_path / 'published.pth.tar')
+    state = golden.state_dict('gcvit_xxt_cls_224')
+    torch.save(dict(state_dict=state), tmp_path / 'published.pth.tar')
     own = tmp_path / 'own.pth'
     monkeypatch.setattr('sys.argv', ['convert', str(tmp_path / 'published.pth.tar'), str(own)])
     runpy.run_path(str(ROOT / 'tools/model_converters/convert_checkpoint.py'), run_name='__main__')
 
     inferencer = ImageClassificationInferencer(str(CLASSIFIER), pretrained=str(own), device='cpu')
     expected = build(CLASSIFIER)
-    load_checkpoint(expected, published)
+    load_checkpoint(expected, state)
     assert_same_weights(inferencer.model, expected)
     for found in inferencer(images):
         assert found['pred_scores'].sum() == pytest.approx(1, abs=1e-5)
