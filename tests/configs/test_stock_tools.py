@@ -100,7 +100,7 @@ def build_wheel(folder):
     """Build a wheel without compiled operators; return its path."""
     source = folder / 'source'  # as setuptools leaves a build folder there
     for name in ('mmattn', 'configs', 'tools'):
-        ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so', 'csrc')
+        ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so')
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for path in ROOT.glob('*.*'):
         if path.suffix in ('.py', '.toml', '.yml', '.md', '.in'):
