@@ -1,14 +1,13 @@
-"""Let mmengine read ``_base_ = 'mmattn::...'`` in the stock tools: the one trick of the house.
+"""Let mmengine read ``_base_ = 'mmattn::...'`` in stock tools.
 
 Stock tools read a config before they import what it names, and mmengine has a fixed table of
 packages. So torch calls `register` at the end of its import, by the entry point in the group
-``torch.backends`` (TORCH_DEVICE_BACKEND_AUTOLOAD=0 switches that off), and mmattn calls it, too. It
-extends mmengine's reader as soon as that is imported.
+``torch.backends`` (TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns that off), and mmattn calls it, too. It
+extends mmengine's reader once that is imported.
 
-All of this runs inside somebody's import of torch or mmengine, so whatever goes wrong here becomes
-a warning. It stands outside the package, whose import takes seconds, and imports nothing but the
-standard library. An editable install has a copy of this file, so that torch imports without the
-working tree.
+This runs during the user's import of torch or mmengine, so every error here becomes a warning. The
+module is outside the package, whose import takes seconds, and imports only the standard library. An
+editable install has a copy of this file, so that torch can be imported without the working tree.
 """
 
 import sys
@@ -43,7 +42,7 @@ def warn(error: Exception) -> None:
 
 
 def extend(reader: Any) -> None:
-    """Teach mmengine's module `reader` the package name mmattn, and mmseg's second distribution."""
+    """Add the package name mmattn, and mmseg's second distribution, to mmengine's `reader`."""
     try:
         from mmengine.config.utils import MODULE2PACKAGE
 
@@ -55,11 +54,11 @@ def extend(reader: Any) -> None:
             package, _, name = cfg_path.partition('::')
             if package != 'mmattn':
                 return find(cfg_path, *rest)
-            # No scope: mmengine would look for all modules of the config among mmattn's own, but
-            # the heads are mmdet's, mmseg's or mmpretrain's, as the config's default_scope says.
+            # No scope: mmengine would look for all modules of the config in mmattn, but the heads
+            # are in mmdet, mmseg or mmpretrain, which the config's default_scope names.
             return str(config_path(name)), None
 
-        # By its import name mmseg is found under either distribution name.
+        # By its import name, mmseg is found under either distribution name.
         MODULE2PACKAGE.update(mmattn='mmattn', mmseg='mmseg')
         reader.Config._get_cfg_path = staticmethod(find_with_ours)
     except Exception as error:
@@ -89,7 +88,7 @@ def config_path(name: str) -> Path:
 
 
 class ReaderFinder(MetaPathFinder):
-    """Wait for the import of mmengine's reader, extend it when it is loaded, and be gone."""
+    """Finder that extends mmengine's reader when that is imported, and then removes itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != READER:

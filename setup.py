@@ -1,7 +1,7 @@
 """Build of the compiled operators, and of configs/ and tools/ inside the package.
 
 One library for each CPU instruction set and, where nvcc is found, one for CUDA, in ``mmattn/ops``.
-They need LibTorch's stable ABI and nothing of Python, so that one build serves every Python >= 3.10
+They use LibTorch's stable ABI and not Python, so one build serves every Python >= 3.10
 and torch >= 2.10. Where a compiler is missing or fails, the package installs without them.
 
     CXX, CXXFLAGS           C++ compiler, and flags appended for compiling and linking
@@ -30,9 +30,9 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = Path('mmattn/ops/csrc')
-# What goes into mmattn/.mim, with the paths that it has here: the tools find the configs by them.
+# Copied or linked into mmattn/.mim, with equal relative paths, by which tools find the configs.
 MIM = ('configs', 'tools', 'model-index.yml')
-# Not copied: benchmark.py serves the working tree alone.
+# Not copied: benchmark.py needs benchmarks/, which is in the working tree only.
 LEFT_OUT = ('__pycache__', 'benchmark.py')
 
 AVX2 = '-mavx2 -mfma -mf16c'
@@ -120,7 +120,7 @@ def find_nvcc():
 
 
 class PortableWheel(bdist_wheel):
-    """Tagged for every Python from 3.10, as the libraries use nothing of Python."""
+    """Wheel tagged for every Python from 3.10, as the libraries do not use Python."""
 
     def get_tag(self):
         return 'cp310', 'abi3', super().get_tag()[2]
@@ -146,7 +146,7 @@ class BuildWithMim(build_py):
             link.symlink_to(Path('..', '..', source.name))
 
     def copy(self, sources, target):
-        # An earlier build's may hold what is no longer there.
+        # The folder of an earlier build may hold files that were removed since.
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for source in sources:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mmattn.backbones import DAT, GCViT, QuadTree
 
 from .charts import plot_steps
-from .measuring import Machine, Table, choose, figure, peak_memory, seconds, served_by
+from .measuring import Machine, Table, choose, figure, ops_mode, peak_memory, seconds
 
 HELP = 'whole backbones'
 DTYPE = dict(cpu='float32', cuda='bfloat16')
@@ -94,13 +94,13 @@ class Row:
 
 
 def build(name: str, kind: str, **options: object) -> nn.Module:
-    """A backbone with the options of CLASSIFICATION or DETECTION."""
+    """Build a backbone with the options of CLASSIFICATION or DETECTION."""
     backbone, arch, differing = BACKBONES[name]
     return backbone(arch, **differing.get(kind, {}), **options)
 
 
 def build_peer(name: str, size: tuple[int, int]) -> nn.Module:
-    """timm's backbone of that name."""
+    """Build timm's backbone of that name."""
     try:
         import timm  # type: ignore[import-not-found]
     except ImportError as error:
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace, machine: Machine, about: str) -> Table:
         for operators, make, shape in ways:
             torch.manual_seed(0)
             row = Row(name, operators, batch=shape[0])
-            with served_by('reference' if operators == REFERENCE else 'auto'):
+            with ops_mode('reference' if operators == REFERENCE else 'auto'):
                 measure(row, make(), torch.randn(shape, device=args.device), args.dtype)
             gc.collect()
             reference = row if operators == REFERENCE else reference

@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def add_table_options(parser: argparse.ArgumentParser, name: str, module: ModuleType) -> None:
-    """The options that the commands with a table share."""
+    """Add the options that the commands with a table share."""
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='[cpu]')
     parser.add_argument(
         '--dtype',

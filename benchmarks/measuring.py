@@ -19,7 +19,7 @@ from torch.utils.benchmark import Timer
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools'
-# The least measuring time and number of calls of each figure.
+# Minimum measuring time and number of calls of each figure.
 SECONDS = 1.0
 CALLS = 3
 MIB = 2**20
@@ -47,7 +47,7 @@ def seconds(function: Callable[[], object]) -> float:
     function()  # compiles, allocates
     timer = Timer('f()', globals=dict(f=function), num_threads=torch.get_num_threads())
     times = timer.blocked_autorange(min_run_time=SECONDS).times
-    while len(times) < CALLS:  # calls so long that the cost of timing each does not matter
+    while len(times) < CALLS:  # long calls, so that the overhead of timing each is negligible
         times.append(seconds_once(function))
     return statistics.median(times)
 
@@ -119,8 +119,8 @@ def processor() -> str:
 
 
 @contextlib.contextmanager
-def served_by(mode: str) -> Iterator[None]:
-    """Set ``MMATTN_OPS`` for a while."""
+def ops_mode(mode: str) -> Iterator[None]:
+    """Context manager that sets ``MMATTN_OPS``."""
     before = os.environ.get('MMATTN_OPS')
     os.environ['MMATTN_OPS'] = mode
     try:

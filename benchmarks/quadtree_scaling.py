@@ -34,7 +34,7 @@ MATRIX = 'full, the matrix stored'
 FUSED = 'full, fused'
 # The largest maps that full attention is measured on: 1 GiB for a matrix at 128 x 128.
 LIMITS = {MATRIX: 128, FUSED: 256}
-REPEATS, ENOUGH = 3, 20.0  # measurements of a step, unless they have taken so many seconds
+REPEATS, ENOUGH = 3, 20.0  # repeats of a step, and seconds after which there are no more
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +72,7 @@ class FullAttention(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """The attention of a curve."""
+    """Build the attention module of a curve."""
     if name in LIMITS:
         return FullAttention(fused=name == FUSED)
     topks = int(name.split('= ')[1])
@@ -82,7 +82,7 @@ def build(name: str) -> nn.Module:
 
 
 def measure(name: str, side: int) -> tuple[float, int]:
-    """CPU seconds and added bytes of a training step; for a new process."""
+    """CPU seconds and added bytes of a training step, to be called in a new process."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = build(name)

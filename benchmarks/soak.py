@@ -140,7 +140,7 @@ class MallInfo(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Bytes that malloc has given out in this process, from its heaps and by mmap."""
+    """Bytes that malloc has allocated in this process, in its heaps and by mmap."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = MallInfo
     info = mallinfo2()

@@ -1,4 +1,4 @@
-"""The problems that `mmattn.doctor` knows: a table of symptoms and remedies, and what it judges.
+"""Problems that `mmattn.doctor` knows: a table of symptoms and remedies, and its facts.
 
 Only the standard library is imported, as everything else may be missing or broken.
 """
@@ -15,7 +15,7 @@ PIP = 'python -m pip'
 
 @dataclass(frozen=True)
 class Found:
-    """What a part says of itself, or the last line of its error; one that is absent has neither."""
+    """Output of a part, or the last line of its error; an absent part has neither."""
 
     output: str = ''
     error: str = ''
@@ -23,7 +23,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is judged."""
+    """Findings on the environment, which the table judges."""
 
     parts: dict[str, Found] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)  # name: version, of those installed
@@ -37,12 +37,12 @@ class Facts:
 
     @property
     def upstream(self) -> bool:
-        """OpenMMLab's own releases are used rather than the forks."""
+        """True if more of OpenMMLab's own releases are installed than of the forks."""
         here = [name in self.distributions for pair in OPENMMLAB.values() for name in pair]
         return sum(here[1::2]) > sum(here[::2])
 
     def distribution(self, part: str) -> str:
-        """The distribution of a part that is installed, or else the one to install."""
+        """The installed distribution of a part, or else the one to install."""
         fork, own = OPENMMLAB.get(part, (part, part))
         wanted, other = (own, fork) if self.upstream else (fork, own)
         return next((name for name in (wanted, other) if name in self.distributions), wanted)
@@ -52,7 +52,7 @@ Test = Callable[[Facts, str], Any]
 
 
 class Problem(NamedTuple):
-    """A row of the table: in these parts, if `test` says so; the texts may name `values`."""
+    """A row of the table: it applies to these parts if `test` is true; texts may use `values`."""
 
     parts: str
     state: str
@@ -97,7 +97,7 @@ def nothing_compiled(facts: Facts, part: str) -> bool:
     return not facts[part] and not facts['mmcv operators']
 
 
-# What failed steps of `make setup` have in their logs.
+# Patterns in logs of failed steps of `make setup`.
 NO_COMPILER = (
     r"command '?\S*(gcc|g\+\+|c\+\+|clang\S*|cc)'? failed: No such file|"
     r"No such file or directory: '\S*(gcc|g\+\+|c\+\+|clang\S*)'|\b(g\+\+|c\+\+): not found"
@@ -116,7 +116,7 @@ MM = f'mmengine, mmcv, {TASKS}'
 DEBIAN = '(Debian, Ubuntu: apt-get install'
 BROKEN = 'does not import: {error}'
 
-# For each part the first row that fits is taken.
+# For each part, the first row that fits applies.
 # fmt: off
 TABLE = (
     Problem('Python', 'fail', '{found}, needs >= 3.10', lambda f, p: not at_least(f[p], '3.10'),
@@ -164,7 +164,7 @@ TABLE = (
             error('MMCV==.* is used but incompatible'), '{remove_fork}{compile_upstream}'),
     Problem(MM, 'fail', 'needs torchvision: {error}', error("No module named 'torchvision'"),
             '{pip} install --no-deps {torchvision}'),
-    # What mmengine 0.10.7 and the setup.py of mmcv 2.1.0 import; later setuptools lack it.
+    # Imported by mmengine 0.10.7 and the setup.py of mmcv 2.1.0; later setuptools lack it.
     Problem(MM, 'fail', 'needs an older setuptools: {error}',
             error("No module named 'pkg_resources'"), '{pip} install "setuptools<81"'),
     # mmsegmentation 1.2.2, for one, imports ftfy and regex and does not require them.
@@ -209,18 +209,18 @@ TABLE = (
 
 
 def need(distribution: str) -> str:
-    """The version specifier that mmattn's metadata have for a distribution."""
+    """The version specifier of a distribution in mmattn's metadata."""
     return requirements().get(distribution, '')
 
 
 def cuda(facts: Facts) -> str:
-    """The CUDA version that torch was built for, or nothing."""
+    """The CUDA version of torch's build, or an empty string."""
     found = re.search(r'CUDA ([\d.]+)', facts['torch'])
     return found[1] if found else ''
 
 
 def compile_mmcv(upstream: bool, again: bool = False) -> str:
-    """The command for it; `again`: compile anew, as pip's cache does not know for which torch."""
+    """Command that compiles mmcv; `again` skips pip's cache, which ignores the torch version."""
     name = OPENMMLAB['mmcv'][upstream]
     tools = ('"setuptools<81"' if upstream else 'setuptools') + ' wheel ninja'
     flags = f'--force-reinstall --no-deps --no-cache-dir --no-binary {name} ' if again else ''
@@ -231,11 +231,11 @@ def compile_mmcv(upstream: bool, again: bool = False) -> str:
 
 
 def values(part: str, facts: Facts) -> dict[str, str]:
-    """Everything that the texts of a problem may name."""
+    """Values of the fields in the texts of a problem."""
     name, fork = facts.distribution(part), OPENMMLAB['mmcv'][0]
     wanted = f'"{name}{need(name)}"'
     numbers = release(facts['torch'])
-    # torchvision 0.15 came with torch 2.0, and the two have been counted up together since.
+    # torchvision 0.15 belongs to torch 2.0, and both minor versions have risen together since.
     minor = f'==0.{numbers[1] + 15}.*' if numbers[:1] == (2,) else ''
     compiled = compile_mmcv(facts.upstream)
     rebuild = '-e .  (in the working tree)' if facts.editable else 'mmattn'
@@ -262,6 +262,6 @@ def values(part: str, facts: Facts) -> dict[str, str]:
 
 
 def describe(part: str, facts: Facts) -> str:
-    """What a part says of itself, with the distribution's name where there are two."""
+    """Output of a part, with its distribution's name if there are two."""
     name = f'{facts.distribution(part)} ' if part in OPENMMLAB else ''
     return f'{name}{facts[part]}' if facts[part] else ''

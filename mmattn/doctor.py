@@ -25,8 +25,8 @@ from pathlib import Path
 from ._dependencies import OPENMMLAB, installed
 from ._problems import TABLE, Facts, Found, describe, values
 
-# Every part that can be imported, and the code that prints what it is. Its first module is the one
-# that is missing where there is none.
+# Every part that can be imported, and code that prints its version. The part is absent if the first
+# module that the code imports is.
 IMPORTS = {
     'torch': (
         'import torch; gpus = map(torch.cuda.get_device_name, range(torch.cuda.device_count()));'
@@ -52,7 +52,7 @@ IMPORTS = {
         '*(f"{d}: {b.problem or \'compiled\'}" for d, b in report().backends.items()), sep="; ")'
     ),
 }
-# All parts, in the order of mending, with the words for one that is rightly not there.
+# All parts, in the order of repair, and the text for one that may be absent.
 PARTS = {
     'Python': '',
     'torch': '',
@@ -64,7 +64,7 @@ PARTS = {
     'triton': 'not installed: only needed on a GPU',
     'mmattn operators': 'were not asked: mmattn does not import',
 }
-OPTIONAL = ('mmseg', 'mmpretrain')  # without these the main job runs; only their configs do not
+OPTIONAL = ('mmseg', 'mmpretrain')  # needed by their configs only
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def look(part: str, facts: Facts) -> Check:
 
 
 def examine(facts: Facts) -> list[Check]:
-    """Judge every part. An import that fails after another failure gets the remedy of that one."""
+    """Judge every part. Failed imports get the remedy of the first failure."""
     checks: list[Check] = []
     for part in PARTS:
         check = look(part, facts)
@@ -100,7 +100,7 @@ def examine(facts: Facts) -> list[Check]:
 
 
 def try_import(part: str) -> Found:
-    """Run a part's code in another process."""
+    """Run the code of a part in another process."""
     module = re.split(r'[ .,;]', IMPORTS[part])[1]
     if importlib.util.find_spec(module) is None:
         return Found()
@@ -114,7 +114,7 @@ def try_import(part: str) -> Found:
 
 
 def ask(pattern: str, *command: str) -> str:
-    """What `pattern` finds in the output of a command; empty where there is no such command."""
+    """Return the match of `pattern` in the output of a command, or an empty string."""
     if shutil.which(command[0]) is None:
         return ''
     done = subprocess.run(command, capture_output=True, text=True)
@@ -123,7 +123,7 @@ def ask(pattern: str, *command: str) -> str:
 
 
 def probe() -> Facts:
-    """Ask the machine. The imports take some seconds, hence several at once."""
+    """Gather all facts. Imports take some seconds, hence several run at once."""
     with ThreadPoolExecutor(max_workers=4) as pool:
         parts = dict(zip(IMPORTS, pool.map(try_import, IMPORTS), strict=True))
     names = [name for pair in OPENMMLAB.values() for name in pair]
@@ -137,7 +137,7 @@ def probe() -> Facts:
         'C++ compiler': next(filter(None, compilers), ''),
         'transformers': distributions.get('transformers', ''),
     }
-    # In the working tree there is setuptools' .egg-info besides, which has no origin (PEP 610).
+    # The .egg-info of setuptools in a working tree is found, too, and has no origin (PEP 610).
     ours = importlib.metadata.distributions(name='mmattn')
     editable = any('"editable": true' in (d.read_text('direct_url.json') or '') for d in ours)
     return Facts(parts | {k: Found(v) for k, v in others.items()}, distributions, editable)

@@ -2,6 +2,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.runs import forget_runs
 
 import mmattn
 from mmattn._dependencies import OPENMMLAB, installed
@@ -26,26 +27,33 @@ def pytest_configure(config):
 
 
 def difference_from(wheel):
-    """What shows that the imported mmattn was not installed from this wheel, or None."""
+    """A difference between the imported mmattn and the wheel, or None."""
     site = Path(mmattn.__file__).parents[1]
     if site.name != 'site-packages':
         return f'it lies in {site}'
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            # pip writes a RECORD of its own.
+            # pip rewrites RECORD.
             if not name.endswith('/RECORD') and (site / name).read_bytes() != archive.read(name):
                 return f'{site / name} differs'
     return None
 
 
 def pytest_report_header():
-    """The stack that is tested."""
+    """Versions and operators under test."""
     names = ['torch', *(name for pair in OPENMMLAB.values() for name in pair)]
     versions = ', '.join(f'{name} {version}' for name, version in installed(names).items())
     return [
         f'mmattn {mmattn.__version__} in {Path(mmattn.__file__).parent}; with {versions}',
         f'operators: {mmattn.ops.backend_report()}'.replace('\n', '; '),
     ]
+
+
+@pytest.fixture(autouse=True)
+def fresh_mmengine():
+    """Forget scopes, loggers and visualizers after each test: mmengine keeps them per process."""
+    yield
+    forget_runs()
 
 
 @pytest.fixture
@@ -56,12 +64,17 @@ def fuzz_seeds(request):
 
 @pytest.fixture
 def backend(request, monkeypatch):
-    """The implementation that serves the operators, a value of MMATTN_OPS."""
+    """The implementation of the operators: a value of MMATTN_OPS."""
     monkeypatch.setenv('MMATTN_OPS', request.param)
 
 
 def pytest_generate_tests(metafunc):
-    """What is built on the operators is tested on the compiled ones and on the literal definitions."""
-    if metafunc.definition.path.parent.name in ('attention', 'backbones'):
+    """Run tests of attention and backbones on the compiled operators and on the reference.
+
+    Tests marked ``no_backend`` run once.
+    """
+    test = metafunc.definition
+    built_on_operators = test.path.parent.name in ('attention', 'backbones')
+    if built_on_operators and not test.get_closest_marker('no_backend'):
         metafunc.fixturenames.append('backend')
         metafunc.parametrize('backend', ['compiled', 'reference'], indirect=True)

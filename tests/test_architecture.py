@@ -1,4 +1,4 @@
-"""Rules of the package's structure: which part may import which, and how long a file may be."""
+"""Rules of the package's structure: directions of imports, and lengths of files."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / 'mmattn'
 LONG = 400
 
-# Parts by floor; a part imports those below it alone.
+# Parts by floor; a part imports only parts below it.
 FLOORS = (
     ('__init__',),
     ('engine',),
@@ -30,7 +30,7 @@ def modules():
 
 
 def imports(name, file, known):
-    """Modules of the package that a file imports anywhere."""
+    """Modules of the package that a file imports, in functions too."""
     package = name if file.name == '__init__.py' else name.rpartition('.')[0]
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -44,7 +44,7 @@ def imports(name, file, known):
         else:
             continue
         found |= {target for target in targets if target in known and target != name}
-    # A package that a module lies in is no dependency of it.
+    # The package of a module is no dependency of it.
     return {target for target in found if not name.startswith(f'{target}.')}
 
 
@@ -84,7 +84,7 @@ def test_imports_point_downwards(graph):
 
 
 def test_long_files_give_their_reason():
-    """In their first lines, by the word 'lines'."""
+    """The word 'lines' is in the first 1500 characters of each."""
     long = [
         file
         for pattern in ('*.py', '*.cpp', '*.cu', '*.h')

@@ -1,4 +1,4 @@
-"""What the sdist and the wheel hold: all that is needed, and nothing that was left lying about."""
+"""Contents of the sdist and the wheel: all that is needed, and no leftovers."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ FILES = (
     ),
     *('model-index.yml', 'pyproject.toml', 'setup.py'),
 )
-# What work leaves in a tree; none of it may be packed.
+# Leftovers of work in a tree, which must not be packed.
 LEFTOVERS = (
     'mmattn/__pycache__/gone.cpython-311.pyc',
     'mmattn/ops/_cuda.so',
@@ -46,7 +46,7 @@ LEFTOVERS = (
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """A copy of what is packed, since setuptools leaves folders beside it."""
+    """A copy of the files to be packed, since setuptools leaves folders beside them."""
     folder = tmp_path_factory.mktemp('source')
     ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so')
     for name in FOLDERS:
@@ -58,21 +58,21 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def packed(source):
-    """Paths of the files to be packed, as they are in the working tree."""
+    """Paths in the working tree of the files to be packed."""
     found = (str(path.relative_to(source)) for path in source.rglob('*') if path.is_file())
     return sorted(set(found) - set(LEFTOVERS))
 
 
 @pytest.fixture(scope='module')
 def distributions(request, source, packed, tmp_path_factory):
-    """The folder with the two: that of --distributions, or built here."""
+    """Folder with sdist and wheel: that of --distributions, or built here."""
     if folder := request.config.getoption('--distributions'):
         return Path(folder)
     for name in LEFTOVERS:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text('left over')
     folder = tmp_path_factory.mktemp('dist')
-    # The wheel is made from the sdist. Without optimization and CUDA, which take minutes.
+    # Makes the wheel from the sdist. Optimization and CUDA would take minutes.
     subprocess.run(
         [sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder, source],
         check=True,
@@ -96,7 +96,7 @@ def wheel(distributions):
 
 
 def home_in_the_wheel(path):
-    """Where a file of the working tree lies in the wheel, or None."""
+    """Path in the wheel of a file of the working tree, or None."""
     top, *rest = PurePosixPath(path).parts
     if top == 'mmattn' and path.endswith(('.py', '.html', 'py.typed')):
         return path
@@ -133,7 +133,7 @@ def test_the_wheel_holds_what_is_used_and_nothing_else(wheel, packed, pytestconf
     assert set(wheel.namelist()) == expected
 
 
-def test_the_wheel_holds_them_as_they_are(wheel, packed, source):
+def test_files_in_the_wheel_are_unchanged(wheel, packed, source):
     for path in packed:
         home = home_in_the_wheel(path)
         if home is None:
@@ -151,8 +151,8 @@ def test_the_wheel_is_for_every_python_and_names_both_stacks(wheel):
     assert {'onedl', 'openmmlab'} <= set(metadata.get_all('Provides-Extra'))
 
 
-def test_an_editable_install_has_a_copy_of_what_torch_calls(source, tmp_path):
-    """Else a deleted working tree would leave an entry point without its module."""
+def test_an_editable_install_copies_the_entry_point(source, tmp_path):
+    """Or a deleted working tree would leave an entry point without its module."""
     code = f'from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})'
     tree = tmp_path / 'tree'
     shutil.copytree(source, tree, ignore=shutil.ignore_patterns('build', '*.egg-info'))

@@ -1,4 +1,4 @@
-"""Every known problem of the software stack: what the doctor says, and its remedy."""
+"""The doctor's findings and remedies for every known problem of the software stack."""
 
 import json
 import os
@@ -43,7 +43,7 @@ REBUILD = 'python -m pip install --force-reinstall --no-deps --no-build-isolatio
 
 
 def environment(changes=None, distributions=FORKS):
-    """A healthy environment but for `changes`: part -> output, or the Exception of its import."""
+    """A healthy environment with `changes`: part -> output, or Exception of its import."""
     parts = {
         part: Found(error=str(value)) if isinstance(value, Exception) else Found(value)
         for part, value in (HEALTHY | (changes or {})).items()
@@ -62,7 +62,7 @@ REFUSED = Exception('AssertionError: MMCV==2.2.0 is used but incompatible.')
 OTHER_TORCH = Exception('ImportError: .../mmcv/_ext.so: undefined symbol: _ZN3c10E')
 MIXED = OWN | {'onedl-mmcv': '9.0'}
 
-# Part, environment, parts of what is found, parts of the remedy: one for each row of the table.
+# Part, environment, text of the finding, text of the remedy: one for each row of the table.
 CASES = [
     ('Python', environment({'Python': '3.9.18'}), '3.9.18, needs >= 3.10', 'Python >= 3.10'),
     ('torch', environment({'torch': ''}), 'not installed', 'install --upgrade "torch>=2.10"'),
@@ -210,7 +210,7 @@ def test_every_row_is_the_first_that_fits_somewhere():
         )
         for part, facts in cases
     }
-    # torch and numpy share their rows.
+    # Cases of torch and numpy share rows.
     assert [TABLE[i] for i in range(len(TABLE)) if i not in reached] == []
 
 
@@ -222,7 +222,7 @@ def test_a_later_failure_gets_the_remedy_of_the_first():
     assert mends == {'python -m pip install --force-reinstall --no-deps opencv-python-headless'}
 
 
-def test_upstream_mmcv_is_compiled_with_a_setuptools_that_has_pkg_resources():
+def test_upstream_mmcv_is_compiled_with_pkg_resources():
     mend = look('mmcv operators', environment({'mmcv operators': OTHER_TORCH}, OWN)).mend
     assert '"setuptools<81"' in mend and '"mmcv==' in mend and 'onedl' not in mend
 
@@ -235,7 +235,7 @@ def test_versions_are_those_of_the_metadata():
 
 
 def doctor(*arguments, python=sys.executable, path=()):
-    """Run it as a user does, with folders ahead of everything installed."""
+    """Run the doctor as a user does, with folders ahead of everything installed."""
     variables = os.environ | {'PYTHONPATH': os.pathsep.join(map(str, (*path, ROOT)))}
     command = [python, '-m', 'mmattn.doctor', *map(str, arguments)]
     return subprocess.run(command, env=variables, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The entry point that torch calls: it never breaks an import, whatever is wrong."""
+"""The entry point that torch calls: no fault in it breaks an import."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import mmattn_configs
 
 TORCH = 'import torch; print(torch.ones(2).sum().item())'
-# mmengine's reader, made of what each version has.
+# mmengine's config reader, with variations.
 READER = """
 class Config:
     {finder}
@@ -25,7 +25,7 @@ print(getattr(Config, '_get_cfg_path', print)('mmdet::x.py', 'y.py'))
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the entry point and its file alone, as a half-removed mmattn has them."""
+    """A folder with only the entry point and its module, as of a half-removed mmattn."""
     shutil.copy(mmattn_configs.__file__, tmp_path)
     information = tmp_path / 'mmattn-9.dist-info'
     information.mkdir()
@@ -36,15 +36,15 @@ def folder(tmp_path):
 
 
 def run(code, folder, *options):
-    """Run code with nothing of mmattn but what is in the folder."""
-    # An mmattn that is installed in site-packages, too, is not found.
+    """Run code with nothing of mmattn but the files in the folder."""
+    # Hides an mmattn that is installed in site-packages.
     hidden = "import sys; sys.modules['mmattn'] = None\n"
     environment = os.environ | {'PYTHONPATH': str(folder)}
     command = [sys.executable, *options, '-c', hidden + code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-# A reader that raises at the first question.
+# A reader that raises at the first access.
 RAISES = """
 class Reader:
     def __getattr__(self, name): raise RuntimeError('it breaks')
@@ -96,14 +96,14 @@ def test_mmengine_imports_where_it_is_another(folder, finder, utils, says):
 
 
 def test_what_is_not_ours_is_passed_on(folder):
-    """Also with arguments that this mmengine does not have."""
+    """Even with arguments that this mmengine does not have."""
     finder = FINDER.replace('filename', '*more')
     write_mmengine(folder, READER.format(finder=finder))
     done = run(READ.replace("'y.py'", '1, 2'), folder)
     assert (done.stdout, done.stderr) == ("('mmdet::x.py', 1, 2)\n", '')
 
 
-def test_the_finder_goes_when_it_has_done_its_work(folder):
+def test_the_finder_removes_itself_after_the_import(folder):
     write_mmengine(folder, READER.format(finder=FINDER))
     code = 'import sys; n = len(sys.meta_path)' + READ + 'print(len(sys.meta_path) - n)'
     assert run(code, folder).stdout.splitlines()[-1] == '0'

@@ -1,4 +1,4 @@
-"""``import mmattn``: what it says when something is missing, and what it asks for."""
+"""``import mmattn``: errors when something is missing, and its requirements."""
 
 import os
 import re

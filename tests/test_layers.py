@@ -22,7 +22,7 @@ def gradients(function, mlp, x):
 @pytest.mark.parametrize('recompute', [False, True])
 @pytest.mark.parametrize('shape', [(2, 3, 4, 6), (6,), (0, 5, 6)])
 @pytest.mark.parametrize('frozen', [False, True])
-def test_mlp_equals_its_definition_with_gradients(shape, frozen, recompute):
+def test_mlp_equals_the_reference_with_gradients(shape, frozen, recompute):
     mlp = Mlp(6, 24).double()
     mlp.fc2.requires_grad_(not frozen)
     if recompute:
@@ -46,7 +46,7 @@ def test_mlp_in_mixed_precision(recompute):
 
 
 def stored(function, x, parameters):
-    """Sizes of the activations that a graph keeps, as it is freed of everything else."""
+    """Output, and sizes of the activations that its graph stores, parameters excluded."""
     own = {p.untyped_storage().data_ptr() for p in parameters}
     seen = {}
 
@@ -60,9 +60,8 @@ def stored(function, x, parameters):
     return out, sorted(tensor.numel() for tensor in seen.values())
 
 
-def test_recomputing_stores_one_activation_of_the_hidden_width():
+def test_recomputing_stores_one_hidden_activation():
     mlp, x = Mlp(6, 24), torch.randn(2, 5, 7, 6, requires_grad=True)
-    # The hooks of the layers within do not see what the recomputation keeps: its closure does.
     _, plain = stored(mlp, x, mlp.parameters())
     recompute_gelu(mlp)
     _, recomputed = stored(mlp, x, mlp.parameters())
@@ -87,7 +86,7 @@ def test_conv_mlp(residual):
     torch.testing.assert_close(mlp(x), expected)
 
 
-def test_export_holds_the_definition():
+def test_export_holds_the_reference():
     mlp, x = Mlp(6, 24), torch.randn(2, 5, 7, 6)
     program = torch.export.export(mlp, (x,))
     assert [str(node.target) for node in program.graph.nodes if node.op == 'call_function'] == [
@@ -96,7 +95,7 @@ def test_export_holds_the_definition():
     torch.testing.assert_close(program.module()(x), mlp(x))
 
 
-# ----------------------------------------------------------------------- padding, strided convolutions
+# ---------------------------------------------------------------- padding, strided convolutions
 
 
 @pytest.mark.parametrize('mode', ['constant', 'replicate'])

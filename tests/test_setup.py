@@ -1,4 +1,4 @@
-"""`make setup`, with a Python that installs nothing: it writes down what it was asked for."""
+"""`make setup` with a fake Python, which records its calls and installs nothing."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from mmattn._dependencies import at_least, requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ('venv', 'torch', 'mmcv', 'packages', 'fits', 'mmattn', 'operators', 'checked')
-# In the place of .venv/bin/python.
+# Takes the place of .venv/bin/python.
 FAKE = """#!/bin/sh
 echo "MMCV_WITH_OPS=$MMCV_WITH_OPS CFLAGS=$CFLAGS CXX=$CXX LINKS=$PIP_FIND_LINKS -- $*" >> {calls}
 case "$*" in *{failing}*) echo '{says}'; exit 1;; esac
@@ -23,7 +23,7 @@ case "$*" in *{failing}*) echo '{says}'; exit 1;; esac
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of what the set-up reads."""
+    """A copy of the files that the set-up reads."""
     for name in ('Makefile', 'pyproject.toml', 'setup.py', 'mmattn_configs.py'):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
@@ -35,11 +35,11 @@ def tree(tmp_path):
 
 
 def make(tree, *arguments, failing='nothing', says='', **variables):
-    """Run make; return its result and what the environment's Python was asked for."""
+    """Run make; return its result and the calls of the environment's Python."""
     python, calls = tree / '.venv/bin/python', tree / 'calls'
     python.write_text(FAKE.format(calls=calls, failing=failing, says=says))
     python.chmod(0o755)
-    # The real one makes no environment here.
+    # PYTHON: as the real one, but without making an environment.
     maker = tree / 'python'
     maker.write_text(f'#!/bin/sh\n[ "$2" = venv ] || exec {sys.executable} "$@"\n')
     maker.chmod(0o755)
@@ -56,7 +56,7 @@ def make(tree, *arguments, failing='nothing', says='', **variables):
     return done, calls.read_text().splitlines()
 
 
-def test_the_pinned_set_is_within_what_the_package_asks_for():
+def test_pinned_versions_meet_the_requirements():
     for stack in ('common', 'onedl', 'openmmlab'):
         lines = (ROOT / f'requirements/{stack}.txt').read_text().splitlines()
         pins = [line.split('==') for line in lines if '==' in line]
@@ -110,7 +110,7 @@ def test_mmcv_is_compiled_against_the_installed_torch(tree):
     _, calls = make(tree, 'setup', PIP_FIND_LINKS='a b', CFLAGS='-O2', failing='mmcv_fits')
     first, again = [call for call in calls if call.endswith('onedl-mmcv')]
     for call in (first, again):
-        # Flags that somebody has set come last, so that they win.
+        # Flags of the user come last, so that they win.
         assert call.startswith(
             'MMCV_WITH_OPS=1 CFLAGS=-g0 -O1 -O2 CXX= LINKS=a b -- -m pip install'
         )

@@ -51,7 +51,7 @@ def main() -> None:
         draw(cfg, args)
     if args.tta:
         augment(cfg)
-    if is_sharded(cfg):  # in training; its checkpoints are as all others
+    if is_sharded(cfg):  # only in training; the checkpoints are ordinary
         cfg.pop('strategy')
         cfg.pop('runner_type')
     adapt_to_cpu(cfg)
@@ -104,7 +104,7 @@ def leave_out_masks(model: nn.Module) -> None:
 
 
 def dump_to(path: str, scope: str) -> DumpResults:
-    """The metric that writes predictions to a file."""
+    """Build the metric that writes predictions to a file."""
     if scope != 'mmdet':
         return DumpResults(out_file_path=path)
     from mmdet.evaluation import DumpDetResults  # packs masks as run lengths

@@ -48,7 +48,7 @@ def main() -> None:
     check_data(cfg, ['train_dataloader', 'val_dataloader'])
     if is_sharded(cfg) and args.launcher == 'none':
         stop(
-            f'{args.config} spreads its model over several processes: '
+            f'{args.config} shards its model over several processes: '
             f'tools/dist_train.sh {args.config} NUMBER'
         )
     if args.amp:
@@ -58,19 +58,18 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             stop(f'--auto-scale-lr needs auto_scale_lr.base_batch_size, which {args.config} lacks')
         cfg.auto_scale_lr.enable = True
-        # mmengine counts a step's images, not those that are accumulated for an update.
+        # mmengine counts the images of an iteration, not of an update by accumulated gradients.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
     adapt_to_cpu(cfg)
-    # With compile=True mmengine compiles the whole train step. What torch cannot compile of it (in
-    # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) runs uncompiled instead of ending the
-    # run.
+    # With compile=True mmengine compiles the whole train step. Parts that torch cannot compile (in
+    # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) run uncompiled instead of raising.
     torch._dynamo.config.suppress_errors = True
     build_runner(cfg).train()
 
 
 def resume(cfg: Config, source: str | None) -> None:
-    """Set the checkpoint to resume from; refuse to overwrite an earlier run."""
+    """Set the checkpoint to resume from; stop if an earlier run would be overwritten."""
     earlier = checkpoints(cfg.work_dir)
     if source is None:
         if earlier and not cfg.get('resume'):
@@ -88,8 +87,7 @@ def resume(cfg: Config, source: str | None) -> None:
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
-    # mmengine restores a drawn seed after it has built the data loader, which then has another
-    # order.
+    # mmengine restores a drawn seed after it has built the data loader, whose order then differs.
     if cfg.get('randomness', {}).get('seed') is None:
         seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
@@ -119,7 +117,7 @@ def checkpoints(work_dir: str | Path) -> list[Path]:
 
 
 def last_good(work_dir: str | Path, candidates: list[Path]) -> str | None:
-    """The checkpoint named by `last_checkpoint`, or if that is truncated the newest whole one.
+    """Return the checkpoint named by `last_checkpoint`, or, if truncated, the newest whole one.
 
     mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or
     a full disk leaves a truncated file that nothing points to, or an empty `last_checkpoint`.

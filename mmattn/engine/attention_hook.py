@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor
 
 from mmattn.visualization.capture import Capture, capture, find_backbone
@@ -20,21 +22,23 @@ from mmattn.visualization.pictures import PictureOptions, attention_pictures
 
 @HOOKS.register_module()
 class AttentionHook(Hook):
-    """Writes pictures of attention and of features to the Runner's visualizers, whatever backends these have.
+    """Write pictures of attention and features to the Runner's visualizer at evaluations.
 
-    The pictures are those of :mod:`mmattn.visualization.pictures`, of the first images of every evaluation (the
-    first image of each of the first batches), with ``<picture>_<number>`` as their names.
+    The pictures are those of :mod:`mmattn.visualization.pictures`, drawn for the first image of
+    each of the first batches, and named ``<picture>_<batch index>``.
 
     Args:
-        num_images: how many batches give an image.
-        interval: evaluations from one to the next that is shown.
-        stage: the only stage to show; None shows all.
-        head: the only head to show beside the mean; None shows the first ones.
-        score_thr: detections of a lower score are left out.
+        num_images: number of batches of which the first image is drawn.
+        interval: draw at every ``interval``-th evaluation.
+        stage: index of the stage to show; None shows all.
+        head: index of the head to show beside the mean; None shows the first ones.
+        score_thr: detections with a lower score are left out.
 
     Raises:
-        ValueError: an argument is out of range; at the first evaluation, the stage or the head is not there.
-        TypeError: at the first evaluation, the model has no backbone that can be looked into.
+        ValueError: an argument is out of range; or, at the first evaluation, the model has no such
+            stage or head.
+        TypeError: at the first evaluation, the model has no backbone whose attention can be
+            captured.
     """
 
     priority = 'LOW'
@@ -57,17 +61,24 @@ class AttentionHook(Hook):
         self._watching = ExitStack()
         self._seen: Capture | None = None
 
-    def _before_epoch(self, runner, mode: str = 'train') -> None:
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         if mode != 'train':
             self.evaluations += 1
 
-    def _before_iter(self, runner, batch_idx: int, data_batch=None, mode: str = 'train') -> None:
+    def _before_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = 'train'
+    ) -> None:
         due = (self.evaluations - 1) % self.interval == 0
         if mode != 'train' and due and batch_idx < self.num_images and is_main_process():
             self._seen = self._watching.enter_context(capture(runner.model))
 
     def _after_iter(
-        self, runner, batch_idx: int, data_batch=None, outputs=None, mode: str = 'train'
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+        mode: str = 'train',
     ) -> None:
         if self._seen is None or mode == 'train':
             return
@@ -88,12 +99,12 @@ class AttentionHook(Hook):
 
 
 def _picture(inputs: Tensor) -> np.ndarray:
-    """An image as the test pipeline packs it, (3, H, W) BGR -> uint8 RGB (H, W, 3)."""
+    """Packed image of the test pipeline, (3, H, W) BGR -> uint8 RGB (H, W, 3)."""
     return inputs.permute(1, 2, 0).cpu().numpy()[..., ::-1].clip(0, 255).astype(np.uint8).copy()
 
 
-def _found(result, picture: np.ndarray) -> Instances | None:
-    """A detector's boxes in the pixels of the picture; mmdet gives those of the file."""
+def _found(result: Any, picture: np.ndarray) -> Instances | None:
+    """Boxes of a detector in pixels of the picture; mmdet's are in pixels of the file."""
     if 'pred_instances' not in result:
         return None
     found = result.pred_instances.cpu().numpy()

@@ -1,8 +1,9 @@
-"""What training needs and mmengine's hooks do not do; all our configs have both among their default hooks."""
+"""Training hooks that mmengine lacks; all our configs have both among their default hooks."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +16,21 @@ from mmengine.structures import BaseDataElement
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Ends training at a loss that is not finite, before a checkpoint is written from its weights.
+    """End training at a loss that is not finite, before its weights are saved.
 
-    mmdet's CheckInvalidLossHook looks at every 50th iteration and names nothing. A gradient that overflows
-    under mixed precision's loss scale is normal, and does not end it: the loss is looked at, unscaled.
+    mmdet's CheckInvalidLossHook checks every 50th iteration and names neither losses nor images.
+    The unscaled loss is checked, as gradients may overflow under mixed precision's loss scale.
     """
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Raise a FloatingPointError with the iteration, the losses at fault, and the images."""
+        """Check the loss of an iteration.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the message has the iteration, the losses
+                that are not finite, and the batch's images.
+        """
         if torch.as_tensor(outputs['loss']).isfinite():
             return
         losses = {k: torch.as_tensor(v).item() for k, v in outputs.items() if 'loss' in k}
@@ -32,13 +38,14 @@ class InvalidLossHook(Hook):
         images = ', '.join(_image_paths(data_batch))
         raise FloatingPointError(
             f'{", ".join(invalid)} at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch '
-            f'{batch_idx + 1}), whose images are {images}. Look at these and at the losses logged before: '
-            'if they grew, lower optim_wrapper.optimizer.lr or set optim_wrapper.clip_grad'
+            f'{batch_idx + 1}), whose images are {images}. Look at these and at the losses '
+            'logged before: if they grew, lower optim_wrapper.optimizer.lr or set '
+            'optim_wrapper.clip_grad'
         )
 
 
-def _image_paths(node) -> list[str]:
-    """The image files of all samples in a batch, however it is nested."""
+def _image_paths(node: Any) -> list[str]:
+    """Image files of all samples in a batch, however nested."""
     if isinstance(node, BaseDataElement):
         return [str(node.get('img_path'))]
     if isinstance(node, dict):
@@ -50,23 +57,23 @@ def _image_paths(node) -> list[str]:
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Makes the random numbers of an iteration depend on the seed, its number and the rank alone.
+    """Seed each iteration by the run's seed, the iteration's number and the rank.
 
-    So a resumed run draws what the interrupted one would have drawn (stochastic depth, sampled boxes, mixup):
-    mmengine's checkpoints hold the seed, but no generator's state. What processes that load data draw, is
-    seeded by mmengine when they start.
+    A resumed run then draws the random numbers of an uninterrupted one (stochastic depth, sampled
+    boxes, mixup): mmengine's checkpoints hold the seed, but no generator's state. Data loader
+    workers are seeded by mmengine when they start.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._seed(runner, runner.iter)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._seed(runner, runner.iter)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        # For the next batch, where this process loads it.
+        # For the next batch, if this process loads it.
         self._seed(runner, runner.iter + 1)
 
     @staticmethod

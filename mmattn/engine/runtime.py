@@ -32,7 +32,7 @@ DATA_VARIABLES = {
 
 
 def is_rank_zero() -> bool:
-    """Tell whether this process is rank 0, or the only one."""
+    """True on rank 0, or without ranks."""
     return int(os.environ.get('RANK', 0)) == 0
 
 
@@ -151,7 +151,7 @@ def load_weights(model: nn.Module, checkpoint: str, part: str = '') -> LoadRepor
 
 
 def is_sharded(cfg: Config) -> bool:
-    """Tell whether the config shards its model over processes by FSDP."""
+    """True if the config shards its model over processes by FSDP."""
     return 'FSDP' in cfg.get('strategy', {}).get('type', '')
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmattn.attention import DeformableAttention
 
 
-def randomise(module, std=0.3):
+def randomize(module, std=0.3):
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=std, generator=generator)
@@ -19,13 +19,13 @@ def draw(*shape):
 def make(plus_plus=False, stride=1, groups=2, **options):
     if plus_plus:
         options.setdefault('offset_range', None)
-    return randomise(
+    return randomize(
         DeformableAttention(16, 4, groups, 6, stride, 5, plus_plus=plus_plus, **options)
     )
 
 
 def first(linear, maps):
-    """A linear layer on channel-first maps."""
+    """Apply a linear layer to channel-first maps."""
     return linear(maps.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -49,7 +49,7 @@ def sample(x, positions):
 @pytest.mark.parametrize('plus_plus', [False, True])
 @pytest.mark.parametrize('stride', [1, 2, 4])
 def test_definition_query_by_query(plus_plus, stride):
-    """Equations 3 to 8 once more, one query and one key at a time."""
+    """Equations 3 to 8 of the DAT paper, one query and one key at a time."""
     module, x = make(plus_plus, stride), draw(1, 5, 9, 16)
     details, out = module.details(x), module(x)
     height_k, width_k = details.references.shape[:2]
@@ -104,11 +104,11 @@ def test_plus_plus_clamps_to_the_map():
 
 
 @pytest.mark.parametrize('stride', [1, 2])
-def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
+def test_without_offsets_attention_is_plain(stride):
     module = make(offsets=False, position_bias='none', plus_plus=True, stride=stride)
     x = draw(1, 5, 9, 16)
     references = module.details(x).references
-    # The reference points lie between cells: the keys are a fixed blend of neighbouring ones.
+    # The reference points lie between cells: the keys are a fixed blend of neighboring ones.
     maps = x.permute(0, 3, 1, 2)
     sampled = F.grid_sample(maps, references.flip(-1)[None], align_corners=True)
     q, k, v = (
@@ -124,14 +124,13 @@ def test_without_offsets_it_is_plain_attention_to_a_strided_grid(stride):
 
 
 @pytest.mark.parametrize('position_bias', ['none', 'table'])
-def test_zero_offsets_on_an_even_grid_are_plain_strided_attention(position_bias):
-    """On 5 x 7 cells a stride of 3 has its reference points in the middle of every second cell."""
+def test_zero_offsets_are_plain_strided_attention(position_bias):
+    """On 5 x 7 cells, stride 3 puts the reference points on centers of every second cell."""
     module, x = make(stride=3, position_bias=position_bias), draw(2, 5, 7, 16)
     with torch.no_grad():
         module.offsets.proj.weight.zero_()
-        if (
-            position_bias == 'table'
-        ):  # the same for all displacements of a head: no matter to a softmax
+        if position_bias == 'table':
+            # One value for all displacements of a head: softmax cancels it.
             table = module.position_bias.table
             table.copy_(draw(4, 1, 1).expand_as(table))
     maps = x.permute(0, 3, 1, 2)
@@ -194,7 +193,7 @@ def test_details_are_what_the_output_is_made_of():
 @pytest.mark.parametrize('position_bias', ['fixed', 'log_cpb', 'depthwise', 'none'])
 def test_ablations_of_the_position_bias(position_bias):
     module = make(position_bias=position_bias, stride=2)
-    for size in ((6, 6), (5, 9)):  # the size that a fixed bias is learned for, and another
+    for size in ((6, 6), (5, 9)):  # the size of the fixed bias, and another
         x = draw(2, *size, 16).requires_grad_()
         details, out = module.details(x), module(x)
         values = first(module.v_proj, sample(x, details.positions)).unflatten(1, (4, 4))
@@ -214,16 +213,16 @@ def test_positions_keep_float32_under_autocast(dtype):
     with torch.autocast('cpu', dtype):
         low = module.details(x)
     assert low.positions.dtype == torch.float32 and torch.equal(low.references, exact.references)
-    # Offsets carry the queries' rounding; the positions themselves are not rounded: a bfloat16 at the end
-    # of 84 columns is a multiple of a third of a pixel.
+    # Offsets carry the queries' rounding, but positions are not rounded: in bfloat16, positions at
+    # the end of 84 columns would be multiples of a third of a pixel.
     pixels = (low.positions - exact.positions).abs() * torch.tensor([25, 42])
     assert pixels.max() < 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_samples_under_autocast_differ_by_rounding_only(dtype):
-    """One sample a group, handed on unchanged: positions or weights of that dtype would move it by far more."""
-    module = randomise(
+    """One sample per group, returned unchanged: positions in ``dtype`` would err far more."""
+    module = randomize(
         DeformableAttention(16, 4, 4, 6, 84, kernel_size=1, offset_range=1.0)
     ).float()
     with torch.no_grad():
@@ -255,6 +254,7 @@ def test_samples_under_autocast_differ_by_rounding_only(dtype):
         assert spread(sampled(positions.to(dtype)) - exact) > 8 * rounding
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, name',
     [

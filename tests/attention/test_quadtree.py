@@ -22,14 +22,14 @@ def pyramid(x, levels):
 
 
 def make(levels, height=8, width=8, key_height=8, key_width=8, batch=1, channels=4):
-    """Independent maps at every level, so that a mistake in one of them shows."""
+    """Independent maps at every level, so that an error in one of them shows."""
     return [
         [draw(batch, channels, h >> i, w >> i, seed=10 * n + i) for i in range(levels)]
         for n, (h, w) in enumerate(((height, width), *[(key_height, key_width)] * 2))
     ]
 
 
-def randomise(module, seed=0):
+def randomize(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -37,7 +37,7 @@ def randomise(module, seed=0):
 
 
 def pixel_by_pixel(queries, keys, values, num_heads, topks, attn_type, weights=None, extent=None):
-    """The definition from the paper's words, for one finest query pixel of one head at a time."""
+    """The paper's definition, for one query pixel and one head at a time."""
     levels = len(queries)
     batch, channels, height, width = queries[0].shape
     d = channels // num_heads
@@ -149,7 +149,7 @@ def test_one_level_with_all_keys_is_plain_attention():
 
 
 def test_type_a_with_all_keys_is_a_product_of_softmaxes():
-    """p(key) = softmax over the coarsest keys, times that over the four children at every level below."""
+    """p(key): softmax over the coarsest keys, times softmax over 4 children per finer level."""
     inputs = make(3, 8, 12, 12, 4, batch=2, channels=6)
     queries, keys, values = inputs
     p = None
@@ -234,7 +234,7 @@ def test_kept_keys_are_reported(attn_type):
     assert torch.equal(coarse.indices, best.indices.transpose(1, 2).transpose(2, 3))
     torch.testing.assert_close(coarse.scores, best.values.transpose(1, 2).transpose(2, 3))
     assert fine.indices.shape == fine.scores.shape == (2, 24, 3, 2)
-    # Each fine query's keys are children of what its parent has kept.
+    # Keys of each fine query are children of those that its parent has kept.
     y, x = torch.arange(24) // 6, torch.arange(24) % 6
     parents = coarse.indices[:, y // 2 * 3 + x // 2]
     own = fine.indices // 4 // 2 * 2 + fine.indices % 4 // 2
@@ -268,8 +268,8 @@ def test_an_extent_of_all_keys_changes_nothing():
     'size, context_size', [((7, 10), None), ((3, 5), (9, 1)), ((8, 4), (13, 8))]
 )
 def test_module_pads_by_repeating_and_crops(attn_type, size, context_size):
-    """Against the pure function on maps that are padded by hand, through indexing."""
-    module = randomise(QuadTreeAttention(12, 3, 3, 4, attn_type, level_weights=attn_type == 'B'))
+    """Compare with the function on maps padded by indexing."""
+    module = randomize(QuadTreeAttention(12, 3, 3, 4, attn_type, level_weights=attn_type == 'B'))
     x = draw(2, *size, 12, seed=0)
     context = x if context_size is None else draw(2, *context_size, 12, seed=1)
 
@@ -296,8 +296,8 @@ def test_module_pads_by_repeating_and_crops(attn_type, size, context_size):
     torch.testing.assert_close(actual, expected)
 
 
-def test_self_attention_is_cross_attention_to_the_map_itself():
-    module, x = randomise(QuadTreeAttention(8, 2, 2, 3)), draw(2, 5, 6, 8, seed=0)
+def test_self_attention_is_cross_attention_to_itself():
+    module, x = randomize(QuadTreeAttention(8, 2, 2, 3)), draw(2, 5, 6, 8, seed=0)
     assert torch.equal(module(x), module(x, x))
     other = draw(2, 5, 6, 8, seed=1)
     assert not torch.allclose(module(x, other), module(x))
@@ -307,7 +307,7 @@ PUBLISHED_B = dict(value_act='ReLU', lepe=True, level_weights=True)
 
 
 def test_lepe_is_added_to_each_level_before_the_mix():
-    module = randomise(QuadTreeAttention(6, 2, 3, 2, **PUBLISHED_B))
+    module = randomize(QuadTreeAttention(6, 2, 3, 2, **PUBLISHED_B))
     x = draw(1, 8, 12, 6, seed=0)
     values = [module.v_proj(x).permute(0, 3, 1, 2)]
     for branch in module.value_branches:
@@ -329,7 +329,7 @@ def test_lepe_is_added_to_each_level_before_the_mix():
 
 def test_options():
     def parts(**options):
-        module = randomise(QuadTreeAttention(8, 2, 3, 2, **options))
+        module = randomize(QuadTreeAttention(8, 2, 3, 2, **options))
         x = draw(1, 8, 8, 8, seed=0)
         module(x).square().sum().backward()
         assert all(p.grad.isfinite().all() for p in module.parameters())
@@ -342,7 +342,7 @@ def test_options():
     assert parts(lepe=True) == {'lepe'}
     assert parts(value_act='GELU') == {'value_branches'}
     relu, gelu = (
-        randomise(QuadTreeAttention(8, 2, 3, 2, value_act=act)) for act in ('ReLU', 'GELU')
+        randomize(QuadTreeAttention(8, 2, 3, 2, value_act=act)) for act in ('ReLU', 'GELU')
     )
     x = draw(1, 8, 8, 8, seed=0)
     assert not torch.allclose(relu(x), gelu(x))
@@ -380,7 +380,7 @@ def test_empty_batch():
 
 @pytest.mark.parametrize('attn_type', 'AB')
 def test_cost_is_linear_in_the_tokens(attn_type):
-    """Each finer token scores 4K candidates and sums their values; only the coarsest level is quadratic."""
+    """Each finer token attends to 4K candidates; only the coarsest level is quadratic."""
     topk, channels = 4, 16
 
     def flops(side, levels):
@@ -395,7 +395,7 @@ def test_cost_is_linear_in_the_tokens(attn_type):
         root = (side >> levels - 1) ** 2
         finer = sum((side >> i) ** 2 for i in range(levels - 1))
         assert flops(side, levels) == 4 * channels * (root * root + 4 * topk * finer)
-    # The same coarsest map, ever more tokens: no more work for each.
+    # With one size of the coarsest map, work per token does not grow.
     work = [flops(8 << n, n + 1) / (8 << n) ** 2 for n in range(1, 5)]
     assert work == sorted(work, reverse=True)
 
@@ -416,6 +416,7 @@ def test_compiles_to_one_graph():
             torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'change, message',
     [
@@ -440,6 +441,7 @@ def test_errors_name_the_argument(change, message):
         quadtree_attention(**(arguments | change))
 
 
+@pytest.mark.no_backend
 def test_errors_name_the_level():
     queries, keys, values = make(3)
     with pytest.raises(ValueError, match=r'equal length, .* got 3, 2 and 3 maps'):
@@ -449,10 +451,8 @@ def test_errors_name_the_level():
     for name, position in (('queries', 0), ('keys', 1), ('values', 2)):
         maps = [list(x) for x in (queries, keys, values)]
         maps[position][1] = torch.zeros(1, 4, 3, 4)
-        with pytest.raises(
-            ValueError,
-            match=rf'level of {name} must halve .* got \(1, 4, 3, 4\) at level 1 after \(1, 4, 8, 8\)',
-        ):
+        shapes = r'got \(1, 4, 3, 4\) at level 1 after \(1, 4, 8, 8\)'
+        with pytest.raises(ValueError, match=rf'level of {name} must halve .* {shapes}'):
             quadtree_attention(*maps, 2, 2)
     odd = [torch.zeros(1, 4, 7, 8), torch.zeros(1, 4, 3, 4)]
     with pytest.raises(ValueError, match=r'halve .* at level 1 after \(1, 4, 7, 8\)'):
@@ -464,6 +464,7 @@ def test_errors_name_the_level():
         quadtree_attention(queries, two, two, 2, 2)
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -483,6 +484,7 @@ def test_constructor_errors_name_the_argument(arguments, message):
         QuadTreeAttention(*arguments)
 
 
+@pytest.mark.no_backend
 def test_map_errors_give_the_shape():
     module = QuadTreeAttention(8, 2, 2, 4, lepe=True)
     x = torch.zeros(1, 4, 4, 8)

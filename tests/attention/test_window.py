@@ -6,7 +6,7 @@ from mmattn.attention import GlobalWindowAttention, WindowAttention
 
 
 def swin_attention(module, x):
-    """mmdet's Swin attention with the same weights, on one window of tokens."""
+    """Attention of mmdet's Swin with the same weights, on one window of tokens."""
     from mmdet.models.backbones.swin import WindowMSA
 
     dim, window = x.shape[-1], module.window_size
@@ -17,7 +17,7 @@ def swin_attention(module, x):
     return swin(x.flatten(1, 2)).view_as(x)
 
 
-def randomise(module):
+def randomize(module):
     generator = torch.Generator().manual_seed(0)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -25,20 +25,20 @@ def randomise(module):
 
 
 def test_equals_mmdets_swin_in_one_window():
-    module = randomise(WindowAttention(32, 4, 7))
+    module = randomize(WindowAttention(32, 4, 7))
     x = torch.randn(2, 7, 7, 32, dtype=torch.float64)
     torch.testing.assert_close(module(x), swin_attention(module, x))
 
 
 def test_padding_is_attended_as_zero_tokens():
-    module = randomise(WindowAttention(8, 2, 5))
+    module = randomize(WindowAttention(8, 2, 5))
     x = torch.randn(1, 6, 3, 8, dtype=torch.float64)
     padded = torch.nn.functional.pad(x, (0, 0, 0, 2, 0, 4))
     torch.testing.assert_close(module(x), module(padded)[:, :6, :3])
 
 
-def test_global_attention_with_the_windows_own_query_is_local_attention():
-    local, shared = randomise(WindowAttention(8, 2, 4)), randomise(GlobalWindowAttention(8, 2, 4))
+def test_global_attention_with_a_local_query_is_local():
+    local, shared = randomize(WindowAttention(8, 2, 4)), randomize(GlobalWindowAttention(8, 2, 4))
     q, k, v = local.qkv.weight.detach().chunk(3)
     local.qkv.bias.data[:8] = 0
     shared.load_state_dict(
@@ -49,7 +49,7 @@ def test_global_attention_with_the_windows_own_query_is_local_attention():
 
 
 def test_global_query_is_shared_by_all_windows():
-    module = randomise(GlobalWindowAttention(8, 2, 4))
+    module = randomize(GlobalWindowAttention(8, 2, 4))
     window, query = (
         torch.randn(1, 4, 4, 8, dtype=torch.float64),
         torch.randn(1, 4, 4, 8, dtype=torch.float64),
@@ -60,14 +60,14 @@ def test_global_query_is_shared_by_all_windows():
 
 @pytest.mark.parametrize('height, width', [(14, 21), (10, 13)])
 @pytest.mark.parametrize('shift', [3, 4])
-def test_a_token_reaches_its_region_of_its_window_alone(height, width, shift):
-    """Windows of 7, as DAT and Swin shift them: what the shift brings together from two borders stays apart."""
-    window, module = 7, randomise(WindowAttention(8, 2, 7, shift=shift))
+def test_tokens_attend_within_their_window_and_region(height, width, shift):
+    """Shifted windows of DAT and Swin: tokens from opposite borders do not mix."""
+    window, module = 7, randomize(WindowAttention(8, 2, 7, shift=shift))
     x = torch.randn(1, height, width, 8, dtype=torch.float64)
     before = module(x)
 
     def place(index, side):
-        """Window and region along an axis, on the padded and shifted map."""
+        """Indices of window and region along an axis of the padded, shifted map."""
         side = -(-side // window) * window
         shifted = (index - shift) % side
         return shifted // window, int(shifted >= side - window) + int(shifted >= side - shift)
@@ -96,12 +96,13 @@ def test_cost_is_the_papers(kind):
         )
     with FlopCounterMode(display=False) as counter:
         module(*inputs)
-    # GC ViT, section 3.3: 2HW(2C^2 + hwC), and HW(3C^2 + 2hwC) with a query from elsewhere.
+    # GC ViT, section 3.3: 2HW(2C^2 + hwC), and HW(3C^2 + 2hwC) with a global query.
     projections = 4 if kind == 'local' else 3
     expected = height * width * (projections * dim**2 + 2 * window**2 * dim)
     assert counter.get_total_flops() == 2 * expected
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'arguments, name',
     [
@@ -119,7 +120,7 @@ def test_errors_name_the_argument(arguments, name):
 @pytest.mark.parametrize('size', [(8, 12), (10, 13)])
 @pytest.mark.parametrize('shift', [0, 2])
 def test_details_are_what_the_output_is_made_of(size, shift):
-    """Attention of some tokens times the values of their windows, the padding's among them."""
+    """Weights of some tokens times the values of their windows, padding included."""
     torch.manual_seed(0)
     module = WindowAttention(8, 2, 4, shift=shift).double()
     torch.nn.init.normal_(module.qkv.bias)

@@ -1,4 +1,4 @@
-"""``compile_blocks``: the same numbers, and no compilation for a new image size."""
+"""``compile_blocks``: equal outputs and gradients, no compilation for a new image size."""
 
 import functools
 
@@ -34,7 +34,7 @@ FAMILIES = {
 
 @pytest.fixture
 def counter(monkeypatch):
-    """Counts compilations; programs run their operators one by one (test_operators.py compiles them)."""
+    """Count compilations, by a backend that runs programs uncompiled."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('eager')
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=counter))
@@ -57,8 +57,9 @@ def test_same_numbers_and_no_compilation_for_a_new_size(family, counter):
     plain = kind(arch, drop_path_rate=0.0, **options).double()
     compiled = kind(arch, drop_path_rate=0.0, compile_blocks=True, **options).double()
     compiled.load_state_dict(plain.state_dict())
-    # A first map as high as it has channels would be taken for one that always is. Sides that are no multiples
-    # of 32 may need programs of their own, for padding; QuadTree's take half a minute to trace.
+    # The first map must not be as high as it has channels: dynamo would assume that they are equal.
+    # Other sides than multiples of 32 may need more programs, for padding; QuadTree's take half a
+    # minute to trace.
     sizes = [(96, 160), (160, 96), (128, 224)]
     for height, width in sizes if family == 'quadtree' else [*sizes, (105, 65)]:
         x = torch.randn(2, 3, height, width, dtype=torch.float64)
@@ -72,9 +73,9 @@ def test_same_numbers_and_no_compilation_for_a_new_size(family, counter):
     assert counter.frame_count <= 2 * programs
 
 
-def test_blocks_that_differ_in_their_drop_path_rate_share_a_program(counter):
+def test_drop_path_rates_share_a_program(counter):
     arch = dict(embed_dims=16, depths=(1, 1, 7, 1), num_heads=(1, 1, 2, 2), mlp_ratio=2)
     model = GCViT(arch, drop_path_rate=0.2, compile_blocks=True)
     model(torch.randn(2, 3, 96, 160))
-    # A stage's local blocks and its global ones; the first block of all drops nothing.
+    # Local and global blocks share one program each; the first block drops nothing.
     assert counter.frame_count == 5

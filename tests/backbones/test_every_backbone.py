@@ -1,4 +1,4 @@
-"""Properties of every backbone, whatever its family."""
+"""Properties of every backbone."""
 
 import copy
 import pickle
@@ -67,7 +67,7 @@ def test_other_channels(kind, in_channels):
 
 @every_kind
 def test_gray_images_of_a_color_file(kind):
-    """A file for colors serves gray images: three equal channels gave the same."""
+    """A file for RGB, loaded for one channel, gives the outputs of three equal channels."""
     color, gray = small(kind), small(kind, seed=1, in_channels=1)
     gray.load_state_dict(color.state_dict())
     x = torch.randn(1, 1, 64, 64)
@@ -75,6 +75,7 @@ def test_gray_images_of_a_color_file(kind):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize('shape', [(1, 1, 64, 64), (3, 64, 64), (1, 3, 0, 64)])
 def test_image_errors_give_the_shape(kind, shape):
@@ -86,7 +87,7 @@ def test_image_errors_give_the_shape(kind, shape):
 
 
 @every_kind
-def test_checkpointing_gives_the_same_gradients_for_less_memory(kind):
+def test_checkpointing_saves_memory_and_keeps_gradients(kind):
     x = torch.randn(1, 3, 128, 128, dtype=torch.float64)
     results, stored = [], []
     for with_cp in (False, True):
@@ -105,6 +106,7 @@ def test_checkpointing_gives_the_same_gradients_for_less_memory(kind):
     assert stored[1] < 0.75 * stored[0]
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize('frozen', range(-1, 5))
 def test_frozen_stages(kind, frozen):
@@ -123,9 +125,10 @@ def test_frozen_stages(kind, frozen):
     assert before_training == [p.requires_grad for p in model.parameters()]
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_frozen_stages_thaw(kind):
-    """As a hook does it in the middle of a training."""
+    """Unfreeze, as a hook may during training."""
     model = small(kind, frozen_stages=2, drop_path_rate=0.5).train()
     model.frozen_stages = -1
     model.requires_grad_(True)
@@ -157,7 +160,7 @@ def test_drop_path_rises_from_zero_and_is_off_in_evaluation(kind):
 @every_kind
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_autocast(kind, dtype):
-    # Keeping all keys: a choice that rounding flips is no error of the arithmetic.
+    # All keys are kept: rounding may flip the choice of keys, which is no error.
     options = dict(topks=1000) if 'quadtree' in kind else {}
     model = small(kind, drop_path_rate=0.0, **options).train()
     x = torch.randn(1, 3, 96, 128)
@@ -192,7 +195,7 @@ def test_every_layer_with_weights_is_called_as_a_module(kind):
 
 @every_kind
 def test_replaced_layers_take_part(kind):
-    """An adapter around any linear layer gets gradients, with and without padding."""
+    """Adapters around all linear layers get gradients, with and without padding."""
 
     class Adapter(nn.Module):
         def __init__(self, layer):
@@ -222,6 +225,7 @@ def test_replaced_layers_take_part(kind):
         assert without == []
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_parameters_are_contiguous(kind):
     assert all(p.is_contiguous() for p in small(kind).parameters())
@@ -248,6 +252,7 @@ def test_compiles_to_one_graph(kind):
 # ------------------------------------------------------------------------------ state dicts
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_names_are_the_same_for_all(kind):
     block = r'stages\.\d\.blocks\.\d\.((conv|norm1|attn|norm2|mlp)\..*|gamma[12])'
@@ -257,6 +262,7 @@ def test_names_are_the_same_for_all(kind):
         assert re.fullmatch(f'{block}|{rest}{own}', name), name
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_published_names_load_by_load_state_dict(kind):
     source, model = small(kind), small(kind, seed=1)
@@ -272,6 +278,7 @@ def test_published_names_load_by_load_state_dict(kind):
         assert torch.equal(value, source.state_dict()[name])
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_load_state_dict_reports_what_does_not_fit(kind):
     model = small(kind)
@@ -285,6 +292,7 @@ def test_load_state_dict_reports_what_does_not_fit(kind):
         model.load_state_dict(state | {some: torch.zeros(3, 3)})
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'kind, options',
     [('gcvit', dict(window_size=(6, 6, 6, 6))), ('dat', dict(img_size=64, window_size=4))],
@@ -298,7 +306,7 @@ def test_load_state_dict_resizes_tables(kind, options):
 
 
 def names_of_0_1_0(kind, state):
-    """Names of this package's first release: the authors', but for some of DAT's."""
+    """Parameter names of release 0.1.0: the authors', except for some of DAT."""
     state = published.NAMES[FAMILY[kind]](state)
     state = {n: v for n, v in state.items() if not n.endswith(('_index', 'attn_mask'))}
     if not kind.startswith('dat'):
@@ -320,6 +328,7 @@ def names_of_0_1_0(kind, state):
     return renamed
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_files_of_0_1_0_load(kind):
     source, model = small(kind), small(kind, seed=1)
@@ -331,6 +340,7 @@ def test_files_of_0_1_0_load(kind):
 # ---------------------------------------------------------------------- registry, arguments
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_registered_for_every_task(kind):
     from mmdet.registry import MODELS as MMDET
@@ -345,9 +355,10 @@ def test_registered_for_every_task(kind):
         assert MODELS.get(f'{scope}.{backbone.__name__}') is backbone
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_layer_depth_is_that_of_swin(kind):
-    """Stem 0, block n is n, downsampling like the block before it, all else the last."""
+    """Depth of the stem is 0, of block n is n, of downsampling that of the block before."""
     model = small(kind)
     depths = [len(stage.blocks) for stage in model.stages]
     last = sum(depths) + 1
@@ -372,6 +383,7 @@ def test_layer_depth_is_that_of_swin(kind):
     assert model.get_layer_depth('head.fc.weight', 'backbone.') == (last, last + 1)
 
 
+@pytest.mark.no_backend
 @every_kind
 @pytest.mark.parametrize(
     'options, error, message',

@@ -32,7 +32,7 @@ def test_detector_backbone_is_the_published_one(dtype, output_error, gradient_er
     assert len(errors) == 25 and max(errors.values()) < gradient_error
 
 
-# Counted on the structure with a 1000-class head (spec: millions of parameters, multiply-adds in 1e9).
+# Millions of parameters and multiply-adds in 1e9, counted with a 1000-class head.
 COUNTS = {
     'xxtiny': (12.00, 2.12),
     'xtiny': (19.98, 2.91),
@@ -59,9 +59,9 @@ def test_parameters_and_flops(arch):
     assert counter.get_total_flops() / 2e9 == pytest.approx(COUNTS[arch][1], rel=5e-3)
 
 
-def test_windows_larger_than_the_map_are_one_window_of_any_size_in_local_attention():
-    """Padding takes part in attention; with one window of the map's size there is none, and attention is plain."""
-    model = small(window=(24, 12, 6, 3), odd_blocks='local').double()
+def test_one_window_of_local_attention_is_plain():
+    """Padded tokens are attended; a window of the map's size has none."""
+    model = small(window_size=(24, 12, 6, 3), odd_blocks='local').double()
     x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     stem = model.stem(x.permute(0, 2, 3, 1))
     block = model.stages[0].blocks[0]
@@ -72,7 +72,8 @@ def test_windows_larger_than_the_map_are_one_window_of_any_size_in_local_attenti
     torch.testing.assert_close(block.attn(block.norm1(stem)), plain)
 
 
-def test_query_pools_in_stage_2_unless_the_window_is_a_sixteenth_of_the_resolution():
+@pytest.mark.no_backend
+def test_pooling_of_the_global_query_in_stage_2():
     def pools(window, resolution):
         with torch.device('meta'):
             model = GCViT('xxtiny', window_size=(7, 7, window, 7), resolution=resolution)
@@ -83,6 +84,7 @@ def test_query_pools_in_stage_2_unless_the_window_is_a_sixteenth_of_the_resoluti
     assert pools(24, 224) == [True]
 
 
+@pytest.mark.no_backend
 def test_fresh_weights():
     torch.manual_seed(0)
     model = GCViT('small')
@@ -119,6 +121,7 @@ def test_ablations_train(options):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'options, error, message',
     [

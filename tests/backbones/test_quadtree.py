@@ -40,7 +40,7 @@ def test_backbone_is_the_published_one(name):
     assert max(errors) < 1e-9
 
 
-# Millions of parameters on the structure with a 1000-class head, and the published multiply-adds in 1e9.
+# Millions of parameters, counted with a 1000-class head, and published multiply-adds in 1e9.
 COUNTS = {
     'b0': (3.59, 0.7),
     'b1': (13.66, 2.3),
@@ -63,7 +63,7 @@ def test_parameters_and_flops(arch):
         model[1](model[0](image)[0].mean((2, 3)))
     multiply_adds = counter.get_total_flops() / 2e9
     assert parameters / 1e6 == pytest.approx(COUNTS[arch][0], rel=5e-3)
-    if arch == 'b0':  # published with one digit; it counts to 0.62
+    if arch == 'b0':  # published with one digit; the count is 0.62
         assert multiply_adds == pytest.approx(0.616, rel=5e-3)
     else:
         assert multiply_adds == pytest.approx(COUNTS[arch][1], rel=1e-2)
@@ -78,6 +78,7 @@ def test_every_argument_has_an_effect():
         assert not torch.allclose(model(x)[3], reference)
 
 
+@pytest.mark.no_backend
 def test_a_stage_takes_the_first_of_the_topks():
     with torch.device('meta'):
         model = QuadTree(SMALL, topks=(32, 16, 8, 4))
@@ -85,6 +86,7 @@ def test_a_stage_takes_the_first_of_the_topks():
     assert topks == [(32, 16, 8, 4), (32, 16, 8), (32, 16), (32,)]
 
 
+@pytest.mark.no_backend
 def test_fresh_weights():
     torch.manual_seed(0)
     block = QuadTree('b0').requires_grad_(False).stages[2].blocks[1]
@@ -93,6 +95,7 @@ def test_fresh_weights():
     assert (block.attn.level_weights.softmax(0) == 0.5).all()
 
 
+@pytest.mark.no_backend
 @pytest.mark.parametrize(
     'options, error, message',
     [

@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.charts import plot_growth, plot_memory, plot_scaling, plot_speedups, plot_steps
 
 
-def test_scaling_says_what_it_shows_and_in_which_units():
+def test_scaling_has_labels_and_units():
     tokens = [1024, 4096]
     figure = plot_scaling(
         {'quadtree': (tokens, [0.1, 0.4]), 'full': (tokens, [0.1, 1.6])},
@@ -25,7 +25,7 @@ def test_scaling_says_what_it_shows_and_in_which_units():
     assert legend == ['quadtree', 'full', 'slope 1', 'slope 2']
     np.testing.assert_allclose(left.lines[1].get_xydata(), [[1024, 0.1], [4096, 1.6]])
     np.testing.assert_allclose(middle.lines[1].get_xydata(), [[1024, 1], [4096, 16]])
-    # The guides start where the cheapest curve does.
+    # The slope guides start at the lowest first value.
     np.testing.assert_allclose(left.lines[2].get_ydata(), [0.1, 0.4])
     np.testing.assert_allclose(left.lines[3].get_ydata(), [0.1, 1.6])
     assert [text.get_text() for text in right.get_legend().texts] == ['sharp', 'flat']
@@ -33,7 +33,7 @@ def test_scaling_says_what_it_shows_and_in_which_units():
     assert left.lines[0].get_color() == middle.lines[0].get_color() != right.lines[0].get_color()
 
 
-def test_growth_says_what_it_shows_and_in_which_units():
+def test_growth_has_labels_and_units():
     figure = plot_growth(
         {'a': ([4096, 65536], [0.1, 1.6])}, {'a': ([4096, 65536], [2**20, 2**24])}, 'on a machine'
     )
@@ -65,7 +65,7 @@ def test_a_bar_for_each_ratio_with_its_value():
     figure.savefig(io.BytesIO())
 
 
-def test_steps_stand_together_by_name_and_say_where_memory_did_not_suffice():
+def test_steps_are_grouped_by_name_and_mark_out_of_memory():
     rows = [('a', 'old', 400.0, 30.0), ('a', 'new', 100.0, 10.0), ('b', 'old', None, None)]
     time, memory = plot_steps(rows, 'a machine').axes
     assert [bar.get_width() for bar in time.patches] == [400, 0, 100]

@@ -17,7 +17,7 @@ def test_seconds_is_the_median_of_at_least_three_calls(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
 def test_peak_memory_is_that_of_the_call():
-    held = torch.ones(2**24)  # 64 MiB that are in use before do not count
+    held = torch.ones(2**24)  # 64 MiB in use before the call do not count
 
     def call():
         torch.ones(2**25)  # 128 MiB, freed

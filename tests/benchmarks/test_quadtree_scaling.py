@@ -1,4 +1,4 @@
-"""The chart of QuadTree attention's cost: both full attentions, every curve, refusals."""
+"""The chart of QuadTree attention's cost: full attention, curves, errors."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_error_falls_with_k_and_with_sharp_scores():
     assert all(a > b for a, b in zip(flat, sharp, strict=True))
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='what memory a process has is read from /proc')
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
 def test_measures_every_curve_and_draws_it(tmp_path):
     command = [sys.executable, TOOL, 'quadtree_scaling', '--out', tmp_path / 'scaling.png']
     subprocess.run([*command, '--sides', '16'], check=True)

@@ -1,4 +1,7 @@
-"""The soak's measure and verdict; tests/test_reliability.py watches the backbones shortly."""
+"""Memory measure and verdict of the soak benchmark.
+
+tests/tools/test_reliability.py checks the backbones' memory over a few sizes.
+"""
 
 import mmap
 
@@ -20,7 +23,7 @@ def noise(level):
 
 @pytest.mark.parametrize('name', ['allocated', 'resident'])
 def test_a_grid_kept_for_each_size_is_found(name, capsys):
-    """Also among what sizes make of memory by themselves; growth in the warm-up is none."""
+    """A leak is found among noise; growth during warm-up does not count."""
     start = [value / 2 for value in noise(3)[:50]]
     steady = start + noise(3)[50:]
     assert soak.report('gcvit', record(steady, steady), 50)
@@ -37,6 +40,6 @@ def test_both_measures_see_what_is_held():
     held = np.empty(64 * MIB, np.uint8)
     assert soak.allocated() - before == pytest.approx(held.nbytes, rel=0.1)
     before = soak.resident()
-    pages = mmap.mmap(-1, 64 * MIB)  # malloc may give what it has freed before, which is resident
+    pages = mmap.mmap(-1, 64 * MIB)  # malloc may reuse freed memory, which is resident
     pages[:: mmap.PAGESIZE] = bytes(len(pages) // mmap.PAGESIZE)
     assert soak.resident() - before == pytest.approx(len(pages), rel=0.1)

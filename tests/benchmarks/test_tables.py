@@ -1,4 +1,4 @@
-"""benchmark.py from end to end, each command with a table on its smallest case."""
+"""benchmark.py end to end: each command that prints a table, on its smallest case."""
 
 import json
 import runpy
@@ -19,7 +19,7 @@ RATES = Machine(products=1e9, bandwidth=1e8)
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run a command with some of its tables made smaller; return the rows that it left."""
+    """Run a command with smaller tables of cases; return the rows of its JSON file."""
 
     def call(name, *arguments, **smaller):
         monkeypatch.setattr(measuring, 'SECONDS', 0.01)
@@ -41,7 +41,7 @@ def run(monkeypatch, tmp_path):
 
 
 def cells(printed, *first):
-    """The cells of the one row of the printed table that begins with these."""
+    """Remaining cells of the printed row that begins with these cells."""
     start = f'| {" | ".join(first)} | '
     (line,) = (line for line in printed.splitlines() if line.startswith(start))
     return line.removeprefix(start).removesuffix(' |').split(' | ')

@@ -4,18 +4,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from mmengine.registry import DefaultScope
-
-
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture
 def served():
-    """A context manager that serves a folder by HTTP and gives its address."""
+    """Context manager that serves a folder by HTTP and returns its address."""
 
     @contextmanager
     def serve(folder):

@@ -1,4 +1,4 @@
-"""What is DAT's own: buffers of the published files, two kinds of tables, and two generations of names."""
+"""DAT checkpoints: buffers of the published files, two kinds of tables, DAT against DAT++."""
 
 import re
 
@@ -28,7 +28,7 @@ def assert_same_values(model, expected):
 
 
 def test_masks_and_indices_of_a_file_are_ignored():
-    """They fit one image size; those of the model are made for the map at hand."""
+    """Buffers of the file fit one image size; the model computes them for each map."""
     source, x = small(), torch.randn(1, 3, 97, 130)
     state = published.dat_names(source.state_dict())
     ours = ('relative_position_index', 'attn_mask')
@@ -58,7 +58,7 @@ def test_bias_tables_are_resized_bicubically_for_other_windows():
 
 @pytest.mark.parametrize('kind', ['dat', 'dat++'])
 def test_deformable_tables_serve_images_of_any_size(kind):
-    """Kept as they are: they are read in normalised coordinates, whatever the size of the map."""
+    """Tables are loaded unchanged: they are sampled in normalized coordinates."""
     source, model = small(kind), small(kind, seed=1)
     report = load_checkpoint(model, published.dat_names(source.state_dict()))
     assert not report.resized
@@ -72,8 +72,8 @@ def test_deformable_tables_serve_images_of_any_size(kind):
 
 
 @pytest.mark.parametrize('kind', ['dat', 'dat++'])
-def test_deformable_tables_keep_their_meaning_in_a_model_for_other_images(kind):
-    """A larger img_size has finer tables: they are interpolated as they are read, between corners."""
+def test_deformable_tables_are_resampled_for_other_images(kind):
+    """A larger img_size has finer tables, interpolated with aligned corners."""
     source, model = small(kind), small(kind, seed=1, img_size=192)
     report = load_checkpoint(model, published.dat_names(source.state_dict()))
     name = 'stages.2.blocks.1.attn.position_bias.table'
@@ -82,7 +82,7 @@ def test_deformable_tables_keep_their_meaning_in_a_model_for_other_images(kind):
         f'backbone.{name}' for name in source.state_dict() if name.endswith('position_bias.table')
     }
     before, after = source.state_dict()[name], model.state_dict()[name]
-    # Every entry of the finer table is what the coarser one reads at that displacement.
+    # Each entry of the finer table is the coarser table sampled at that displacement.
     axis = torch.linspace(-1, 1, 23)
     nodes = torch.stack(torch.meshgrid(axis, axis, indexing='xy'), -1).expand(4, -1, -1, -1)
     read = F.grid_sample(before[:, None], nodes, align_corners=True)[:, 0]

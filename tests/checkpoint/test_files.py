@@ -1,4 +1,4 @@
-"""Files and state dicts as such, whatever family's: found, read safely and whole, or refused with nothing changed."""
+"""Checkpoint files of every family: found, read safely, or refused without changes."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def backbone():
 
 @pytest.fixture(scope='module')
 def published():
-    """A published classifier's state dict, index buffers included."""
+    """State dict of a published classifier, index buffers included."""
     model = files.fill(files.build('gcvit/gcvit_t_imagenet', 'small'), seed=1)
     return files.classifier_file(model, 'gcvit')
 
@@ -107,7 +107,7 @@ def test_loading_never_executes_a_file(tmp_path, backbone):
     assert_unchanged(backbone, before)
 
 
-def test_what_training_programs_save_beside_weights_is_read_as_plain_data(tmp_path):
+def test_logs_and_options_are_read_as_plain_data(tmp_path):
     logs = HistoryBuffer(np.array([0.5, 0.25]), np.array([1, 1]))
     options = ConfigDict(model=ConfigDict(type='GCViT'))
     content = dict(logs=logs, options=options, palette=np.zeros((2, 3), np.uint8))
@@ -121,7 +121,7 @@ def test_what_training_programs_save_beside_weights_is_read_as_plain_data(tmp_pa
 
 @pytest.mark.parametrize('core', ['core', '_core'])
 def test_numbers_of_numpy_1_and_2_are_read(tmp_path, published, core):
-    """The two name the function that makes a number differently, and 2022's files are numpy 1's."""
+    """numpy 1, which wrote the files of 2022, and numpy 2 pickle numbers by other names."""
     torch.save(
         {'state_dict': published, 'metric': np.float64(83.4)},
         tmp_path / 'file.pth',
@@ -189,7 +189,7 @@ def test_sets_of_weights_in_one_file():
     assert read_state_dict(mmengine)[0] == b
 
 
-# -------------------------------------------------------------------------- backbones by themselves
+# -------------------------------------------------------------------------------- bare backbones
 
 
 BACKBONES = {
@@ -226,7 +226,7 @@ def test_pretrained_init_cfg_takes_published_files(kind, tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------- refusals
 
 
-def test_foreign_and_incomplete_checkpoints_leave_the_model_unchanged(backbone, published):
+def test_refused_checkpoints_leave_the_model_unchanged(backbone, published):
     before = copy_of(backbone)
     with pytest.raises(
         CheckpointError,
@@ -267,7 +267,7 @@ def test_a_detector_file_has_all_that_the_detector_needs(backbone, lacking):
     state = files.model_file(model, 'gcvit')
     assert not load_checkpoint(model, state).fresh
     del state[lacking]
-    if lacking.startswith('backbone.'):  # a norm may start fresh, where the file has none of them
+    if lacking.startswith('backbone.'):  # norms may start fresh
         report = load_checkpoint(model, state)
         assert report.fresh == [lacking]
     else:

@@ -1,4 +1,4 @@
-"""What is GC ViT's own: gradients through a loaded classifier, and tables for other windows."""
+"""GC ViT checkpoints: gradients of a loaded classifier, tables for other windows."""
 
 from pathlib import Path
 

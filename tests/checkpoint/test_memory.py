@@ -1,13 +1,14 @@
-"""How much memory loading takes beside the model: about none, since files are mapped.
+"""Memory of loading, beside the model's: nearly none, since files are mapped.
 
-What is counted is anonymous memory (RssAnon), which is the process's own. Pages that are mapped from a file are
-the system's cache; they count as resident (and in ru_maxrss) while it has room, and are given back when it has not.
+Anonymous memory (RssAnon) is counted. Pages mapped from a file belong to the system's cache: they
+count as resident (and in ru_maxrss), but the system can drop them.
 """
 
 import subprocess
 import sys
 
-# One process for all: it is the model that takes time. malloc gives large blocks back to the system at once.
+# One process for all sources, as building the model takes time. malloc returns large blocks to the
+# system at once.
 PROGRAM = """
 import re, sys, threading, time
 from pathlib import Path
@@ -43,10 +44,10 @@ model = GCViT(arch)
 size = sum(value.nbytes for value in model.state_dict().values())
 torch.save({'state_dict': model.state_dict()}, folder / 'zip.pth')
 torch.save(model.state_dict(), folder / 'old.pth', _use_new_zipfile_serialization=False)
-contiguous = {k: v.contiguous() for k, v in model.state_dict().items()}  # kernels lie channel-last
+contiguous = {k: v.contiguous() for k, v in model.state_dict().items()}
 save_file(contiguous, folder / 'model.safetensors')
 del contiguous
-load_checkpoint(model, address + '/zip.pth')  # downloaded, and in the cache for what is measured
+load_checkpoint(model, address + '/zip.pth')  # fills the download cache
 print(size)
 for source in ('zip.pth', 'model.safetensors', address + '/zip.pth', 'old.pth'):
     path = source if source.startswith('http') else folder / source
@@ -64,5 +65,5 @@ def test_loading_takes_no_second_copy(tmp_path, served):
     assert size > 200e6
     zipped, safetensors, cached, old = shares
     assert max(zipped, safetensors, cached) < 0.05
-    # That it would have been seen: files of torch before 1.6 cannot be mapped.
+    # Proof that a copy is seen: files of torch before 1.6 cannot be mapped.
     assert 0.5 < old < 1.1

@@ -1,4 +1,4 @@
-"""Every family and every kind of published file, in the model of the config that it belongs to."""
+"""Published files of every family and kind, loaded into models of our configs."""
 
 import re
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ def test_the_files_made_here_have_the_published_names_and_shapes(config, file, c
     shapes = golden.shapes(case)
     assert state.keys() == shapes.keys()
     for name, value in state.items():
-        # DAT's buffers are made of sizes that fit nothing.
+        # DAT's buffers have sizes that fit nothing.
         if not (config.startswith('dat') and re.match(INDEX, name)):
             assert list(value.shape) == shapes[name], name
 
@@ -96,7 +96,7 @@ def test_detector_files_give_the_published_maps(config, case, options, tmp_path)
         assert case.output_error(name, output) < 1e-9
 
 
-# --------------------------------------------------- every kind of file, in every kind of container
+# ----------------------------------------------------------- every kind of file and container
 
 CLASSIFIER = published.classifier_file
 TIMM = published.timm_file
@@ -118,7 +118,7 @@ class Kind:
 
     @property
     def has_buffers(self):
-        """GC ViT's authors save them, and DAT's, whose windows DAT++ has not."""
+        """Index buffers are in files of GC ViT and of DAT, not of DAT++, which has no windows."""
         return self.file not in (TIMM, OWN) and (
             self.config.startswith('gcvit')
             or re.match(r'dat/.*dat_[tsb]_', self.config) is not None
@@ -207,7 +207,7 @@ def test_a_file_gives_back_the_model_that_it_was_made_from(kind, container, tmp_
     assert bool(buffers) == kind.has_buffers
 
 
-# ------------------------------------------------------------- the real depths and the real windows
+# -------------------------------------------------------------------- real depths and windows
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_file_gives_back_the_model_that_it_was_made_from(kind, container, tmp_
     ],
 )
 def test_files_of_the_large_variants_fit_the_configs(config, file):
-    """Names and shapes alone, without memory for the values."""
+    """Compare names and shapes, on the meta device."""
     with torch.device('meta'):
         model = published.build(config)
         report = load_checkpoint(model, file(model, config.split('/')[0]))
@@ -234,7 +234,7 @@ def test_files_of_the_large_variants_fit_the_configs(config, file):
     assert set(report.dropped.values()) <= {'built by the model'}
 
 
-# --------------------------------------------------------- for another task, size or set of classes
+# -------------------------------------------------------- another task, size or set of classes
 
 TABLE = r'.*relative_position_bias_table'
 RPE = r'.*position_bias\.table'
@@ -243,16 +243,19 @@ HEADS = r'(?!backbone\.).*'
 BOX = r'.*(fc_cls|fc_reg|retina_cls|conv_logits)\..*'
 SEG = r'.*conv_seg\..*'
 TOP = {
-    'gcvit': {r'head\.fc\..*': "the classifier's head", r'backbone\.norm3\..*': "the classifier's norm"},
+    'gcvit': {
+        r'head\.fc\..*': "the classifier's head",
+        r'backbone\.norm3\..*': "the classifier's norm",
+    },
     'quadtree': {r'head\.fc\..*': "the classifier's head"},
-}  # fmt: skip
+}
 TOP['dat'] = TOP['gcvit']
 OTHER, ELSEWHERE = 'has other classes', 'not of the backbone'
 
 
 @dataclass
 class Use:
-    """The file of one config's model in another's, and names by patterns of what happens."""
+    """A file of one config loaded into the model of another; patterns of names by outcome."""
 
     what: str
     config: str
@@ -271,9 +274,10 @@ USES = [
         fresh=f'{NORMS}|{HEADS}', dropped=TOP['dat']),
     Use('classifier in a segmentor', 'dat/dat_tpp_imagenet', 'dat/fpn_dat_tpp_ade20k',
         fresh=f'{NORMS}|{HEADS}', dropped=TOP['dat']),
-    Use('classifier in a detector', 'quadtree/quadtree_b2_imagenet', 'quadtree/retinanet_quadtree_b2_1x_coco',
-        fresh=HEADS, dropped=TOP['quadtree']),
-    Use('classifier in a backbone', 'gcvit/gcvit_t_imagenet', None, dropped=TOP['gcvit'], fresh=NORMS),
+    Use('classifier in a detector', 'quadtree/quadtree_b2_imagenet',
+        'quadtree/retinanet_quadtree_b2_1x_coco', fresh=HEADS, dropped=TOP['quadtree']),
+    Use('classifier in a backbone', 'gcvit/gcvit_t_imagenet', None, dropped=TOP['gcvit'],
+        fresh=NORMS),
     Use('classifier in a backbone', 'dat/dat_t_imagenet', None, dropped=TOP['dat'], fresh=NORMS),
     Use('classifier in a backbone', 'quadtree/quadtree_b2_imagenet', None, dropped=TOP['quadtree']),
     Use('224 at 384', 'gcvit/gcvit_l_imagenet', 'gcvit/gcvit_l_384_imagenet', resized=TABLE),
@@ -282,15 +286,20 @@ USES = [
     Use('384 at 224', B, 'dat/dat_b_imagenet', resized=f'{TABLE}|{RPE}'),
     Use('224 at 384', 'dat/dat_bpp_imagenet', 'dat/dat_bpp_384_imagenet', resized=RPE),
     Use('21K at 384 for 1000 classes', 'gcvit/gcvit_l_imagenet', 'gcvit/gcvit_l_384_imagenet',
-        resized=TABLE, fresh=r'head\.fc\..*', dropped={r'head\.fc\..*': OTHER}, changes=dict(num_classes=21841)),
-    *(Use('1000 classes for 10', config, config, fresh=r'head\.fc\..*', dropped={r'head\.fc\..*': OTHER},
-          target_changes=dict(num_classes=10))
-      for config in ('gcvit/gcvit_t_imagenet', 'dat/dat_tpp_imagenet', 'quadtree/quadtree_b2_imagenet')),
-    *(Use('80 classes for 5', config, config, fresh=BOX, dropped={BOX: OTHER}, target_changes=dict(num_classes=5))
+        resized=TABLE, fresh=r'head\.fc\..*', dropped={r'head\.fc\..*': OTHER},
+        changes=dict(num_classes=21841)),
+    *(Use('1000 classes for 10', config, config, fresh=r'head\.fc\..*',
+          dropped={r'head\.fc\..*': OTHER}, target_changes=dict(num_classes=10))
+      for config in ('gcvit/gcvit_t_imagenet', 'dat/dat_tpp_imagenet',
+                     'quadtree/quadtree_b2_imagenet')),
+    *(Use('80 classes for 5', config, config, fresh=BOX, dropped={BOX: OTHER},
+          target_changes=dict(num_classes=5))
       for config in ('gcvit/cascade_mask_rcnn_gcvit_s_coco', 'dat/retinanet_dat_s_3x_coco',
                      'quadtree/mask_rcnn_quadtree_b2_1x_coco')),
-    *(Use('150 classes for 19', config, config, fresh=SEG, dropped={SEG: OTHER}, target_changes=dict(num_classes=19))
-      for config in ('gcvit/upernet_gcvit_b_ade20k', 'dat/fpn_dat_tpp_ade20k', 'quadtree/fpn_quadtree_b2_ade20k')),
+    *(Use('150 classes for 19', config, config, fresh=SEG, dropped={SEG: OTHER},
+          target_changes=dict(num_classes=19))
+      for config in ('gcvit/upernet_gcvit_b_ade20k', 'dat/fpn_dat_tpp_ade20k',
+                     'quadtree/fpn_quadtree_b2_ade20k')),
     *(Use('detector in a backbone', config, None, dropped={HEADS: ELSEWHERE})
       for config in ('gcvit/mask_rcnn_gcvit_t_coco', 'dat/mask_rcnn_dat_tpp_1x_coco',
                      'quadtree/retinanet_quadtree_b2_1x_coco')),
@@ -298,9 +307,11 @@ USES = [
           dropped={HEADS: ELSEWHERE, r'backbone\.norm0\..*': 'norm of a stage without output'})
       for config in ('gcvit/mask_rcnn_gcvit_t_coco', 'dat/mask_rcnn_dat_tpp_1x_coco')),
     *(Use('four stages in two', config, None, target_changes=dict(out_indices=(0, 1)),
-          dropped={HEADS: ELSEWHERE, NORMS: 'norm of a stage without output', r'.*': 'of a stage that is not built'})
+          dropped={HEADS: ELSEWHERE, NORMS: 'norm of a stage without output',
+                   r'.*': 'of a stage that is not built'})
       for config in ('gcvit/mask_rcnn_gcvit_t_coco', 'dat/mask_rcnn_dat_tpp_1x_coco')),
-    Use('four stages in two', 'quadtree/retinanet_quadtree_b2_1x_coco', None, target_changes=dict(out_indices=(0, 1)),
+    Use('four stages in two', 'quadtree/retinanet_quadtree_b2_1x_coco', None,
+        target_changes=dict(out_indices=(0, 1)),
         dropped={HEADS: ELSEWHERE, r'.*': 'of a stage that is not built'}),
 ]  # fmt: skip
 
@@ -313,7 +324,7 @@ def matching(pattern, names):
     'use', [pytest.param(use, id=f'{use.config.split("/")[0]} {use.what}') for use in USES]
 )
 def test_files_for_another_use(use):
-    """Strictly loaded all the same: the report says what was not taken as it is."""
+    """Loading is strict, and the report lists tensors that were resized, fresh or dropped."""
     family = use.config.split('/')[0]
     source = published.fill(model_of(use.config, **use.changes), seed=1)
     values = copied(source)

@@ -1,4 +1,4 @@
-"""What is QuadTree's own: two types of attention, whose files do not fit each other."""
+"""QuadTree checkpoints: two types of attention, whose files do not fit each other."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is sharded as a unit; tests/test_main_job.py trains so on two processes."""
+"""Units that FSDP shards; tests/tools/test_main_job.py trains with them on two processes."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from mmattn.engine.fsdp import wrap_blocks
     ],
 )
 def test_units_hold_nearly_all_and_not_each_other(backbone, arguments, count):
-    """A unit's parameters are there within its own forward alone: what a stage lends out is not in one."""
+    """Parameters of a unit are gathered for its forward alone, so no two units may share one."""
     with torch.device('meta'):
         model = backbone(**arguments)
     assert all(wrap_blocks(module, True, 0) for module in model.modules())

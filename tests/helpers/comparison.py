@@ -1,4 +1,4 @@
-"""Holding an operator against its literal definition: values and gradients, on drawn inputs."""
+"""Comparison of operators with their references: values and gradients on random inputs."""
 
 import random
 
@@ -14,16 +14,16 @@ DTYPES = tuple(EPS)
 
 
 def rounding(dtype, long=250, short=24):
-    """Differences allowed: ``short`` eps for what is rounded to 16 bits, ``long`` for sums kept in ``dtype``.
+    """Tolerance: ``short`` eps for results in 16 bits, ``long`` eps for sums kept in ``dtype``.
 
-    Backward takes the product of result and upstream gradient from the rounded result; where a sum of such
-    terms cancels, as the gradient of a table with one entry does, their rounding is all that is left.
+    Backward multiplies the rounded result by the upstream gradient. Where a sum of such terms
+    cancels, as in the gradient of a table with one entry, only their rounding is left.
     """
     return EPS[dtype] * (short if dtype.itemsize == 2 else long)
 
 
 class Draw:
-    """Random tensors, sizes and layouts from one seed."""
+    """Source of random tensors, sizes and layouts from one seed."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -39,7 +39,7 @@ class Draw:
         return self.random.choice(DTYPES)
 
     def tensor(self, *shape, dtype=torch.float64, strided=True):
-        """Normal numbers; with ``strided``, sometimes with dimensions swapped or gaps in memory."""
+        """Normal numbers; if ``strided``, sometimes with swapped dimensions or gaps in memory."""
         layout = self.random.choice(('dense', 'swapped', 'gaps')) if strided else 'dense'
         if layout == 'swapped' and len(shape) > 1:
             first, second = self.random.sample(range(len(shape)), 2)
@@ -55,9 +55,9 @@ class Draw:
 
 
 def results(function, inputs, differentiable, seed=0):
-    """Outputs of ``function(**inputs)`` and the gradients of a random sum of them, by name.
+    """Outputs of ``function(**inputs)`` and gradients of a random sum of them, by name.
 
-    Outputs that have no gradient (indices, for example) are left as they are.
+    Outputs without gradient, such as indices, are not summed.
     """
     leaves = {
         name: inputs[name].detach().requires_grad_() for name in differentiable if name in inputs
@@ -76,7 +76,7 @@ def results(function, inputs, differentiable, seed=0):
 
 
 def exact(inputs):
-    """The same numbers in float64, which the literal definition is worked out in."""
+    """The inputs in float64, in which the reference is computed."""
     return {
         name: value.double()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
@@ -86,7 +86,7 @@ def exact(inputs):
 
 
 def assert_agree(actual, expected, eps, factor, context=''):
-    """Each of ``actual`` is within ``factor * eps`` of ``expected``, relative to its greatest value or 1."""
+    """Assert errors of at most ``factor * eps``, relative to the greatest value or 1."""
     assert actual.keys() == expected.keys()
     for name, value in actual.items():
         wanted = expected[name]
@@ -94,7 +94,8 @@ def assert_agree(actual, expected, eps, factor, context=''):
         if value.numel() == 0:
             continue
         error = (value.double() - wanted.double()).abs().max().item()
-        # The inputs are about 1: what cancels to 0, as the derivative of a softmax over one key, keeps their noise.
+        # Inputs are about 1: values that cancel to 0, such as the derivative of a softmax over one
+        # key, keep their rounding errors.
         scale = max(wanted.double().abs().max().item(), 1.0)
         assert error <= factor * eps * scale, (
             f'{context}: {name} differs by {error / scale:.1e}, {factor * eps:.1e} is allowed'

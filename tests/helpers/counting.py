@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model, as the metafiles state them."""
+"""Parameters and multiply-adds of a model, counted as in the metafiles."""
 
 import torch
 from torch import nn
@@ -20,10 +20,10 @@ def parameters(model):
 
 
 def multiply_adds(model, size):
-    """Of one image of ``size`` (height, width), through `model` on the meta device, built from a config.
+    """Multiply-adds of a model for one image of ``size`` (height, width), on the meta device.
 
-    A segmentor's auxiliary head serves training alone and is left out. The heads of a detector with two
-    or more stages get 1000 proposals, as in a test, and its mask head 100 boxes, the most that a test keeps.
+    A segmentor's auxiliary head is left out, as it is used in training only. Box heads get 1000
+    proposals, as in testing, and mask heads 100 boxes, the most that testing keeps.
     """
     model.eval()
     with (

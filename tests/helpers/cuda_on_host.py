@@ -61,10 +61,10 @@ def compile_library(sources, library):
             raise RuntimeError('the CUDA kernels do not compile against cuda_on_host.h')
         partial = Path(folder, library.name)
         subprocess.run([command[0], '-shared', *objects, *link, '-o', partial], check=True)
-        partial.rename(library)  # whole or not at all, should this be killed
+        partial.rename(library)  # atomic, should this be killed
 
 
 def upstream(output, seed=0):
-    """Gradient that comparison.results passes to an operator's first output."""
+    """Upstream gradient that comparison.results gives to an operator's first output."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)

@@ -1,4 +1,4 @@
-"""The recipe of the golden files: weights and inputs that everybody can make, outputs of the published models."""
+"""Golden cases: weights and inputs by a recipe, stored outputs of the published models."""
 
 import json
 import zlib
@@ -16,7 +16,7 @@ TABLES = ('relative_position_bias_table', 'rpe_table', 'rpb')
 
 
 def tensor(name, shape):
-    """The value, float64, of a published tensor in a golden case."""
+    """Value of a published tensor by the recipe, float64."""
     n = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     last = name.rpartition('.')[2]
     if last.startswith('gamma'):
@@ -37,12 +37,12 @@ def shapes(case):
 
 
 def state_dict_names(case):
-    """Published names without the buffers that a model makes itself."""
+    """Published names without the buffers that the module builds."""
     return [name for name in shapes(case) if not name.endswith(MADE_BY_MODULE)]
 
 
 def state_dict(case):
-    """The published state dict with every tensor made by the recipe; index buffers are left to the module."""
+    """Published state dict with values by the recipe, without index buffers."""
     return {name: tensor(name, shapes(case)[name]) for name in state_dict_names(case)}
 
 
@@ -59,7 +59,7 @@ def image(shape, seed=0):
 
 
 class Case:
-    """What the published implementation returned."""
+    """Stored outputs and gradients of the published implementation."""
 
     def __init__(self, case):
         self.arrays = np.load(DATA / f'{case}.npz')
@@ -88,14 +88,14 @@ class Case:
         )
 
     def output_error(self, name, output):
-        """Greatest difference from the stored values, relative to the output's standard deviation."""
+        """Greatest error of the stored values, relative to the output's standard deviation."""
         key = f'out/{name}'
         assert tuple(output.shape) == tuple(self.arrays[f'{key}/shape'])
         values = output.detach().double().flatten()[self.arrays[f'{key}/index']].numpy()
         return np.abs(values - self.arrays[f'{key}/value']).max() / self.arrays[f'{key}/std']
 
     def gradient_error(self, name, gradient):
-        """Greatest difference from the stored values and norm, relative to the stored values' standard deviation."""
+        """Greatest error: of values, relative to their standard deviation, or of the norm."""
         key = f'grad/{name}'
         values = gradient.double().flatten()[self.arrays[f'{key}/index']].numpy()
         stored = self.arrays[f'{key}/value']

@@ -1,9 +1,9 @@
-"""The models of the metafiles, by config."""
+"""Models of the metafiles."""
 
 from model_zoo import metafiles
 
 
 def entries():
-    """Each model's entry by its config, such as ``gcvit/gcvit_t_imagenet.py``."""
+    """Entries of the models by config, such as ``gcvit/gcvit_t_imagenet.py``."""
     models = [model for metafile in metafiles().values() for model in metafile['Models']]
     return {model['Config'].removeprefix('configs/'): model for model in models}

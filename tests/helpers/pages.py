@@ -1,4 +1,4 @@
-"""The Markdown pages, and what is in them."""
+"""Code blocks, prose, anchors and links of the Markdown pages."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ class Block(NamedTuple):
     line: int  # of its first line of code, from 1
     text: str
     language: str  # of a fence; empty for an indented block
-    is_run: bool  # unless the line above the fence says otherwise, and why
+    is_run: bool  # false if the line above the fence starts with NOT_RUN
 
 
 def read(page):
@@ -28,7 +28,7 @@ def read(page):
 
 
 def blocks(page):
-    """Code blocks: fenced ones, and those that are indented by four spaces after an empty line."""
+    """Code blocks: fenced, or indented by four spaces after an empty line."""
     lines = read(page).splitlines()
     found, i = [], 0
     while i < len(lines):
@@ -49,7 +49,7 @@ def blocks(page):
 
 
 def prose(page):
-    """The page's text without its code, lines kept."""
+    """Text of a page, with its lines of code emptied."""
     lines = read(page).splitlines()
     for block in blocks(page):
         for i in range(block.line - 1, block.line - 1 + block.text.count('\n') + 1):
@@ -58,7 +58,7 @@ def prose(page):
 
 
 def anchors(page):
-    """The anchors of a page's headings, by GitHub's rule."""
+    """Anchors of a page's headings, by GitHub's rule."""
     found = []
     for heading in re.findall(r'^#+ (.*)$', prose(page), re.MULTILINE):
         slug = re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
@@ -68,6 +68,6 @@ def anchors(page):
 
 
 def links(page):
-    """The targets of links and pictures, without those in code."""
+    """Targets of links and pictures outside of code."""
     text = re.sub(r'`[^`\n]*`', '', prose(page))
     return re.findall(r'\]\(([^)\s]+)\)', text)

@@ -1,6 +1,7 @@
-"""Files as the authors and timm publish them, made from models of ours by rules of the tests' own.
+"""Files in the formats of the authors and timm, made from our models.
 
-`tests/checkpoint/test_published_files.py` holds the names and shapes against the published lists.
+The rules are independent of mmattn.checkpoint; `tests/checkpoint/test_published_files.py` compares
+their names and shapes with the published lists.
 """
 
 import argparse
@@ -53,7 +54,7 @@ DIMS = {
 
 
 def build(config, size='real', num_classes=None, **backbone):
-    """The model of a config, such as 'gcvit/gcvit_xxt_imagenet'; the small one has the same names."""
+    """Build the model of a config, such as 'gcvit/gcvit_xxt_imagenet', real or small."""
     cfg = _read(config)
     model = deepcopy(cfg.model)
     model.backbone.pop('init_cfg', None)
@@ -92,7 +93,7 @@ def _set_where_present(node, **values):
 
 
 def fill(model, seed):
-    """Random values in all parameters and saved buffers."""
+    """Fill all parameters and saved buffers with random values."""
     generator = torch.Generator().manual_seed(seed)
     for value in model.state_dict().values():
         if value.is_floating_point():
@@ -106,7 +107,7 @@ def fill(model, seed):
 
 
 def gcvit_names(state):
-    """Our names turned into the authors', with an index buffer for each table."""
+    """Convert our names to the authors', with an index buffer for each table."""
     out = {}
     for name, value in state.items():
         name = name.replace('stem.proj.', 'patch_embed.proj.')
@@ -125,7 +126,7 @@ def gcvit_names(state):
 
 
 def dat_names(state):
-    """Our names turned into the authors', with their buffers, of sizes and values that fit nothing."""
+    """Convert our names to the authors', with buffers of wrong sizes and values."""
     out = {}
     plus_plus = 'stem.2.conv.weight' in state
     for name, value in state.items():
@@ -181,7 +182,7 @@ def dat_names(state):
 
 
 def quadtree_names(state):
-    """Our names turned into the authors', which count stages from 1."""
+    """Convert our names to the authors', which count stages from 1."""
     out = {}
     for name, value in state.items():
         if value.ndim == 2 and re.search(r'\.attn\.[qkv]_proj\.weight$', name):
@@ -204,7 +205,7 @@ def quadtree_names(state):
 
 
 NAMES = {'gcvit': gcvit_names, 'dat': dat_names, 'quadtree': quadtree_names}
-# The last norm and the linear layer of a classifier; QuadTree's norm is the body's.
+# Last norm and linear layer of a classifier; QuadTree's norm belongs to the backbone.
 CLASSIFIERS = {
     'gcvit': {'backbone.norm3.': 'norm.', 'head.fc.': 'head.'},
     'dat': {'backbone.norm3.': 'cls_norm.norm.', 'head.fc.': 'cls_head.'},
@@ -213,7 +214,7 @@ CLASSIFIERS = {
 
 
 def classifier_file(model, family):
-    """An ImageNet classifier's weights as its authors name them."""
+    """Weights of an ImageNet classifier by the authors' names."""
     state, top = {}, {}
     for name, value in model.state_dict().items():
         prefix = next((p for p in CLASSIFIERS[family] if name.startswith(p)), None)
@@ -225,7 +226,7 @@ def classifier_file(model, family):
 
 
 def model_file(model, family):
-    """A detector's of mmdet 2 or a segmentor's of mmseg 0.x: heads have kept their names since."""
+    """Weights of a detector of mmdet 2 or segmentor of mmseg 0.x, whose heads have our names."""
     state = model.state_dict()
     body = {k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')}
     heads = {name: value for name, value in state.items() if not name.startswith('backbone.')}
@@ -233,12 +234,12 @@ def model_file(model, family):
 
 
 def own_file(model, family):
-    """As our own trainings name them."""
+    """Weights by our names, as trainings write them."""
     return model.state_dict()
 
 
 def timm_names(state):
-    """Names of GC ViT's authors turned into timm's."""
+    """Convert names of GC ViT's authors to timm's."""
     out = {}
     for name, value in state.items():
         if name.endswith('_index'):
@@ -280,7 +281,7 @@ def timm_file(model, family):
 
 
 class CfgNode(dict):
-    """yacs's: what Swin's training program, and those made after it, save their options in."""
+    """Stand-in for yacs's CfgNode, in which Swin's and similar training programs save options."""
 
     __module__ = 'yacs.config'
 
@@ -335,7 +336,7 @@ def _in(wrap, **options):
     return lambda state, path: torch.save(wrap(state), path, **options)
 
 
-# How a state dict becomes a file: (state, path) -> None.
+# Functions that write a state dict to a file: (state, path) -> None.
 CONTAINERS = {
     'bare': _in(dict),
     'state_dict': _in(lambda state: {'state_dict': state, 'epoch': 3}),
@@ -353,13 +354,13 @@ CONTAINERS = {
 
 
 def golden_model_file(model, case):
-    """A detector's file whose backbone is a golden case's, with the model's own heads."""
+    """Weights of a detector: the backbone of a golden case, and the model's heads."""
     heads = {k: v for k, v in model.state_dict().items() if not k.startswith('backbone.')}
     return {f'backbone.{k}': v for k, v in golden.state_dict(case).items()} | heads
 
 
 def bare(backbone):
-    """A backbone in nothing else, under the names of a model that has it."""
+    """Model that holds nothing but a backbone."""
     model = nn.Module()
     model.backbone = backbone
     return model

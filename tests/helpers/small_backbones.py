@@ -1,4 +1,4 @@
-"""Backbones of each kind, small enough that a forward pass takes no time."""
+"""Small backbones of each kind."""
 
 import torch
 
@@ -49,7 +49,7 @@ KINDS['quadtree A'] = (*KINDS['quadtree'][:2], dict(topks=3, attn_type='A'))
 
 
 def small(kind, seed=0, **options):
-    """A backbone in evaluation mode; zero biases would hide what they are added to."""
+    """Build a backbone in evaluation mode, with random biases, as zeros would hide errors."""
     backbone, arch, defaults = KINDS[kind]
     torch.manual_seed(seed)
     model = backbone(**dict(arch=arch) | defaults | options)
@@ -66,7 +66,7 @@ def channels(kind):
 
 
 def small_backbone(family):
-    """A backbone whose attention is not even, for pictures of it."""
+    """Build a backbone with uneven attention weights, for pictures."""
     torch.manual_seed(0)
     if family == 'gcvit':
         arch = dict(embed_dims=16, depths=(2, 2, 2, 1), num_heads=(1, 2, 2, 2), mlp_ratio=2)
@@ -94,7 +94,7 @@ def small_backbone(family):
         arch = dict(embed_dims=(16, 32, 40, 64), depths=(1, 2, 1, 1), mlp_ratios=(2, 2, 2, 2))
         model = QuadTree(arch, topks=4)
     for name, parameter in model.named_parameters():
-        # Fresh weights attend to all tokens alike.
+        # Fresh weights attend to all tokens equally.
         if family == 'quadtree' and ('q_proj' in name or 'k_proj' in name):
             parameter.data *= 3
         elif 'qkv' in name or 'q_proj' in name:

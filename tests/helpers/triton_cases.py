@@ -1,8 +1,8 @@
-"""Runs cases of test_triton.py: ``values``, or ``compile`` with an architecture, and prints their results.
+"""Program that runs cases of test_triton.py: ``values``, or ``compile ARCHITECTURE``.
 
-Each is a line of JSON, the name and null or what went wrong. ``values`` needs TRITON_INTERPRET=1, which Triton
-reads as kernels are defined, and ``compile`` needs it unset: hence a process for each. Importing this needs no
-Triton.
+It prints a line of JSON per case: the name, and null or the traceback. ``values`` needs
+TRITON_INTERPRET=1, which Triton reads when kernels are defined, and ``compile`` needs it unset:
+hence a process for each. Importing this module needs no Triton.
 """
 
 import json
@@ -11,8 +11,8 @@ import traceback
 
 import torch
 
-# Maps that windows tile or do not, smaller than a window, one window; one tile or several; every d.
-# name: (batch, height, width, heads, d, window, shift, shared query, dtype, what is special)
+# Maps that windows tile or not, smaller than a window, one window; one tile or several; every d.
+# name: (batch, height, width, heads, d, window, shift, shared query, dtype, special inputs)
 WINDOWS = {
     'tiled': (2, 4, 4, 1, 8, 2, 0, False, 'float32', 'padding of NaN, which is not read'),
     'padded': (2, 5, 7, 1, 8, 3, 0, False, 'float32', ''),
@@ -36,7 +36,7 @@ WINDOWS = {
     'empty-shared': (0, 5, 7, 2, 8, 3, 0, True, 'float16', ''),
 }
 
-# name: (batch, heads, queries, keys, d, groups, table, dtype, spread of the positions, what is special)
+# name: (batch, heads, queries, keys, d, groups, table, dtype, spread of positions, special inputs)
 DEFORMED = {
     'small': (2, 4, 6, 5, 8, 2, (7, 5), 'float32', 1, ''),
     'small-double': (2, 4, 6, 5, 8, 2, (7, 5), 'float64', 1, ''),
@@ -52,8 +52,8 @@ DEFORMED = {
     'empty': (0, 2, 6, 5, 8, 1, (7, 5), 'float32', 1, ''),
 }
 
-# What is compiled: windows of one tile with a shared query, windows of several with a shift, and deformed
-# attention. 49 tokens of float32 are more than one tile.
+# Kernels by case: windows of one tile with a shared query, windows of several tiles with a shift,
+# and deformable attention. 49 tokens of float32 are more than one tile.
 COMPILED = {
     'window-small': ['_backward_whole', '_forward'],
     'window-large': ['_backward_bias', '_backward_key', '_backward_query', '_forward'],
@@ -62,12 +62,12 @@ COMPILED = {
 WINDOW = {'float16': 7, 'bfloat16': 7, 'float32': 5}
 COMPILED_TYPES = ('float16', 'bfloat16', 'float32')
 ARCHITECTURES = (80, 90, 100)
-# What a program may have on sm_86 and sm_89, which have the least of the GPUs meant.
+# Bytes per program on sm_86 and sm_89, which have the least of the supported GPUs.
 SHARED_MEMORY = 99 * 1024
 
 
 def window_inputs(batch, height, width, heads, d, window, shared, dtype, special=''):
-    """q, k and v are views of one tensor, and the bias has its heads innermost, as in the modules."""
+    """Inputs strided as in the modules: q, k and v views of one tensor, heads last in the bias."""
     dtype = getattr(torch, dtype)
     draw = drawer(dtype)
     q, k, v = draw(batch, height, width, 3, heads, d).unbind(3)
@@ -82,7 +82,7 @@ def window_inputs(batch, height, width, heads, d, window, shared, dtype, special
 
 
 def deform_inputs(batch, heads, queries, keys, d, groups, table, dtype, spread=1, special=''):
-    """q is a view of channel-last maps, k and v of channel-first ones, as in the module."""
+    """Inputs strided as in the module: q from channel-last maps, k and v from channel-first."""
     dtype = getattr(torch, dtype)
     exact = torch.promote_types(dtype, torch.float32)
     draw = drawer(dtype)
@@ -144,10 +144,10 @@ def window_values(batch, height, width, heads, d, window, shift, shared, dtype, 
     grad = gradient_like(out, special)
     actual = out, *window_attention_backward(grad, *inputs, out, lse, window, shift)
 
-    def literal(q, k, v, bias, pad_k, pad_v):
+    def reference(q, k, v, bias, pad_k, pad_v):
         return window_attention_reference(q, k, v, bias, window, shift, pad_k, pad_v)
 
-    check(actual, differentiate(literal, inputs, grad, 6), inputs, dtype)
+    check(actual, differentiate(reference, inputs, grad, 6), inputs, dtype)
     assert lse.shape == out.shape[:-1] and lse.dtype == inputs[3].dtype
     if height == width == window:
         q, k = (t.double().flatten(1, 2).transpose(1, 2) for t in inputs[:2])
@@ -166,11 +166,11 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
     grad = gradient_like(out, special)
     actual = out, *deform_attention_backward(grad, *inputs, out, lse, scale)
 
-    def literal(*tensors):
+    def reference(*tensors):
         return deform_attention_reference(*tensors, scale)
 
     if batch:  # grid_sample takes no empty batch
-        check(actual, differentiate(literal, inputs, grad, 3), inputs, dtype)
+        check(actual, differentiate(reference, inputs, grad, 3), inputs, dtype)
         q, k = inputs[0].double(), inputs[1].double()
         scores = scale * q @ k.transpose(2, 3) + deform_bias(*(t.double() for t in inputs[3:]))
         check((lse,), (scores.logsumexp(-1),), (), dtype)
@@ -179,7 +179,7 @@ def deform_values(batch, heads, queries, keys, d, groups, table, dtype, spread, 
 
 
 def registered():
-    """The dispatcher's way to the kernels, with the table's and the positions' gradients from the CUDA kernel."""
+    """Call the kernels through the dispatcher; the CUDA kernel gives deform_bias's gradients."""
     from helpers import cuda_on_host
     from mmattn import ops
     from mmattn.ops import triton
@@ -188,10 +188,10 @@ def registered():
     by_position = cuda_on_host.operators().deform_bias_backward
     torch.library.impl('mmattn::deform_bias_backward', 'CPU')(by_position)
 
-    def compare(function, literal, inputs):
-        grad = drawer(inputs[0].dtype)(*literal(*inputs).shape)
+    def compare(function, reference, inputs):
+        grad = drawer(inputs[0].dtype)(*reference(*inputs).shape)
         results = []
-        for f in (function, literal):
+        for f in (function, reference):
             leaves = [t.detach().clone().requires_grad_() for t in inputs]
             out = f(*leaves)
             gradients = torch.autograd.grad(out, leaves, grad, materialize_grads=True)
@@ -227,7 +227,7 @@ def large_table():
 
 
 def repeated():
-    """The same bits twice, with several parts to sum."""
+    """Equal bits in two runs, with several partial sums."""
     from mmattn.ops.triton import window_attention_backward, window_attention_forward
 
     inputs = window_inputs(1, 7, 5, 1, 8, 3, True, 'float32')
@@ -254,7 +254,7 @@ def run_compiled(name, dtype, batch, height, width):
 
 
 def compile_case(name, dtype, compiled):
-    """Compile all kernels of a case; ``compiled`` receives them as they are launched."""
+    """Compile all kernels of a case; ``compiled`` receives them at their launch."""
     compiled.clear()
     run_compiled(name, dtype, 2, 32, 50)
     kernels = dict(compiled)
@@ -268,7 +268,7 @@ def compile_case(name, dtype, compiled):
 
 
 class Compiler:
-    """Stands in for the driver of a GPU that kernels are compiled for, but not launched on."""
+    """Stand-in for the driver of a GPU for which kernels are compiled, but not launched."""
 
     def __init__(self, architecture):
         from triton.backends.compiler import GPUTarget
@@ -292,7 +292,7 @@ def value_cases():
         yield f'deformed-{name}', deform_values, case
     yield 'large-table', large_table, ()
     yield 'repeated', repeated, ()
-    yield 'registered', registered, ()  # last: it takes the CPU's kernels away
+    yield 'registered', registered, ()  # last, as it replaces the CPU kernels
 
 
 def compile_cases(architecture):

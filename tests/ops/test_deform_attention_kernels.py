@@ -30,7 +30,7 @@ def case(seed, most_keys=40):
     )
 
 
-def test_cpu_kernels_equal_the_definition(fuzz_seeds):
+def test_cpu_kernels_equal_the_reference(fuzz_seeds):
     for seed in fuzz_seeds:
         inputs = case(seed)
         actual = results(deform_attention, inputs, GRADIENTS)

@@ -1,4 +1,4 @@
-"""deform_attention's gradients by table and positions on CUDA, against those of the reference."""
+"""Gradients of deform_attention by table and positions on CUDA, against the reference."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def case(seed, largest=12, depths=(8, 32, 40)):
     return vectors | dict(
         table=draw.tensor(heads, *size, dtype=where),
         query_grid=grid,
-        # Some are so far away that they are beyond the table.
+        # Some displacements are outside the table.
         key_positions=draw.tensor(batch, groups, keys, 2, dtype=where) * draw.one_of(0.5, 2),
         scale=depth**-0.5,
     )
@@ -66,7 +66,7 @@ def check(inputs, factor=30, context=''):
     assert_agree(*named, eps, factor, context)
 
 
-def test_cuda_kernel_equals_the_definition():
+def test_cuda_kernel_equals_the_reference():
     for seed in range(60):
         inputs = case(seed)
         check(inputs, context=f'case {seed}')

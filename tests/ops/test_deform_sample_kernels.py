@@ -23,7 +23,7 @@ def case(seed, largest=12):
     return dict(x=x, positions=draw.tensor(batch, groups, points, 2, dtype=where))
 
 
-def test_cpu_kernels_equal_the_definition(fuzz_seeds):
+def test_cpu_kernels_equal_the_reference(fuzz_seeds):
     for seed in fuzz_seeds:
         inputs = case(seed)
         actual = results(deform_sample, inputs, GRADIENTS)
@@ -31,7 +31,7 @@ def test_cpu_kernels_equal_the_definition(fuzz_seeds):
         assert_agree(actual, expected, rounding(inputs['x'].dtype), 1, f'case {seed}')
 
 
-def test_cuda_kernels_equal_the_definition():
+def test_cuda_kernels_equal_the_reference():
     operators = cuda_on_host.operators()
     for seed in range(40):
         inputs = case(seed, largest=6)

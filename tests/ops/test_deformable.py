@@ -25,7 +25,7 @@ def test_each_group_is_sampled_at_its_own_positions():
 def test_outside_the_map_is_zero():
     positions = torch.tensor([[[[1.0 + 2 / 2, 0.0], [0.0, -3.0], [1.5, 0.0]]]]).double()
     out = deform_sample(torch.ones(1, 1, 3, 3).double(), positions)
-    assert out[0, 0].tolist() == [0, 0, 0.5]  # a cell away, far away, half a cell away
+    assert out[0, 0].tolist() == [0, 0, 0.5]  # one cell, many cells, half a cell outside
 
 
 def test_sample_gradcheck():
@@ -33,7 +33,7 @@ def test_sample_gradcheck():
     assert torch.autograd.gradcheck(deform_sample, (x, positions))
 
 
-def test_half_precision_maps_are_sampled_at_float32_positions():
+def test_bfloat16_maps_are_sampled_at_float32_positions():
     x, positions = draw(1, 2, 9, 9), draw(1, 1, 50, 2) / 2
     exact = deform_sample(x, positions)
     low = deform_sample(x.bfloat16(), positions.float())

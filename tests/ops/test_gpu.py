@@ -1,6 +1,6 @@
-"""The operators on a GPU against the references; skipped where there is none, as in CI.
+"""Operators on a GPU against their references; skipped without a GPU, as in CI.
 
-The same kernels are run and compiled without a GPU in test_*_kernels.py and test_triton.py.
+test_*_kernels.py and test_triton.py run and compile the same kernels without a GPU.
 """
 
 import pytest
@@ -33,7 +33,7 @@ CASES = {
 
 @pytest.mark.parametrize('seed', range(60))
 @pytest.mark.parametrize('name', CASES)
-def test_kernels_equal_the_definition(name, seed, monkeypatch):
+def test_kernels_equal_the_reference(name, seed, monkeypatch):
     monkeypatch.setenv('MMATTN_OPS', 'compiled')
     inputs, gradients = CASES[name].case(seed), CASES[name].GRADIENTS
     there = {n: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for n, t in inputs.items()}
@@ -50,7 +50,7 @@ def test_kernels_equal_the_definition(name, seed, monkeypatch):
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('shared', [True, False])
 def test_windows_of_the_detectors(shared, dtype):
-    """24 x 24 tokens: several tiles, float32 by three products of tensor cores."""
+    """24 x 24 tokens: several tiles, float32 by three tensor core products."""
     draw = test_window_kernels.Draw(0)
     size = (24, 24) if shared else (50, 84)
     inputs = dict(

@@ -1,4 +1,4 @@
-"""Tensors of more than 2**31 elements, of which only what is read takes memory."""
+"""Tensors of more than 2**31 elements; only pages that are read take memory."""
 
 import torch
 

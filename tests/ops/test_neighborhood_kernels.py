@@ -36,7 +36,7 @@ def run_on_host(inputs):
     return out, *gradients
 
 
-def test_cpu_kernels_equal_the_definition(fuzz_seeds):
+def test_cpu_kernels_equal_the_reference(fuzz_seeds):
     for seed in fuzz_seeds:
         inputs = case(seed)
         actual = results(neighborhood_attention, inputs, GRADIENTS)
@@ -44,7 +44,7 @@ def test_cpu_kernels_equal_the_definition(fuzz_seeds):
         assert_agree(actual, expected, rounding(inputs['q'].dtype), 1, f'case {seed}')
 
 
-def test_cuda_kernels_equal_the_definition():
+def test_cuda_kernels_equal_the_reference():
     for seed in range(30):
         inputs = case(seed, largest=4, kernels=(3, 5), depths=(seed % 3 + 1) * 40)
         expected = results(neighborhood_attention_reference, exact(inputs), GRADIENTS)
@@ -59,7 +59,7 @@ def test_a_window_of_one_token_is_the_identity():
     for out, dq, dk, dv, drpb in (compiled, run_on_host(inputs)):
         torch.testing.assert_close(out, v)
         torch.testing.assert_close(dv, cuda_on_host.upstream(out))
-        for zero in (dq, dk, drpb):  # a probability of one does not change
+        for zero in (dq, dk, drpb):  # a softmax over one key is constant
             torch.testing.assert_close(zero, torch.zeros_like(zero), rtol=0, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_large_scores(dtype):
     inputs = {n: t.to(dtype) if torch.is_tensor(t) else t for n, t in inputs.items()}
     expected = results(neighborhood_attention_reference, exact(inputs), GRADIENTS)
     actual = results(neighborhood_attention, inputs, GRADIENTS)
-    # A score is known to its eps, and the probability to as much times the score.
+    # The relative error of a probability is the absolute error of its score: eps times the score.
     assert_agree(actual, expected, EPS[dtype], 1e5)
 
 
@@ -139,7 +139,7 @@ def test_autocast(dtype, expected):
     torch.testing.assert_close(out.to(dtype), wanted, rtol=0.02, atol=0.02)
 
 
-def test_flops_are_those_of_the_definition():
+def test_flops_are_those_of_the_reference():
     q, k, v = torch.randn(2, 6, 7, 3, 2, 8).unbind(-3)
     inputs = dict(q=q, k=k, v=v, rpb=torch.randn(2, 9, 9), kernel_size=5, scale=0.4)
     counts = []

@@ -1,4 +1,4 @@
-"""Properties of every compiled operator: registration, refusals, choice of the implementation."""
+"""Properties of every compiled operator: registration, errors, choice of the backend."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from mmattn import ops
 
 
 def inputs_of(name, dtype=torch.float64, batch=2):
-    """Small inputs, by name; every floating-point tensor requires a gradient but the query grid."""
+    """Small inputs by name; all floating-point tensors but the query grid require gradients."""
     draw = Draw(0)
 
     def tensor(*shape, dtype=dtype):
@@ -107,12 +107,12 @@ def test_second_derivative_is_refused(name):
         gradients[0].sum().backward()
 
 
-# Not deform_sample's: that of grid_sample came with a later torch than the oldest that is accepted.
+# Not deform_sample: the oldest accepted torch has no second derivative of grid_sample.
 @pytest.mark.parametrize('name', [name for name in OPERATORS if name != 'deform_sample'])
 def test_reference_has_a_second_derivative(name, monkeypatch):
     monkeypatch.setenv('MMATTN_OPS', 'reference')
     function, tensors = on_tensors(name, inputs_of(name, batch=1))
-    if name == 'deform_attention':  # likewise by table and positions
+    if name == 'deform_attention':  # table and positions are sampled, too
         q, k, v, *rest = tensors
         rest = [t.detach() for t in rest]
         assert torch.autograd.gradgradcheck(lambda *qkv: function(*qkv, *rest), (q, k, v))
@@ -131,7 +131,7 @@ def test_vmap_is_a_loop(name):
 
 @each
 def test_compiles_to_one_graph(name):
-    """Under torch.compile the operator stays one node, with gradients."""
+    """Under torch.compile an operator stays one node, with gradients."""
     operator, inputs = getattr(ops, name), inputs_of(name)
     tensors = [inputs[n] for n in differentiable(inputs)]
 
@@ -148,7 +148,7 @@ def test_compiles_to_one_graph(name):
 
 
 @each
-def test_flops_are_those_of_the_definition(name, monkeypatch):
+def test_flops_are_those_of_the_reference(name, monkeypatch):
     inputs = inputs_of(name, torch.float32)
     counts = []
     for mode in ('compiled', 'reference'):
@@ -162,7 +162,7 @@ def test_flops_are_those_of_the_definition(name, monkeypatch):
 
 @each
 def test_autocast_keeps_positions_and_biases(name):
-    """Features are cast, positions, tables and biases are not: errors are those of bfloat16."""
+    """Cast features to bfloat16, but not positions, tables and biases."""
     inputs = inputs_of(name, torch.float32)
     with torch.autocast('cpu', torch.bfloat16):
         low = first(getattr(ops, name)(**inputs))
@@ -216,9 +216,9 @@ def test_mixed_devices_and_dtypes_are_named(name):
 # ----------------------------------------------------------------------------------- backends
 
 
-def test_report_says_what_served(monkeypatch):
+def test_report_names_the_backend_of_each_operator(monkeypatch):
     inputs = inputs_of('deform_sample')
-    for mode, served in (
+    for mode, expected in (
         ('auto', 'compiled'),
         ('compiled', 'compiled'),
         ('reference', 'reference'),
@@ -226,8 +226,8 @@ def test_report_says_what_served(monkeypatch):
         monkeypatch.setenv('MMATTN_OPS', mode)
         ops.deform_sample(**inputs)
         report = ops.backend_report()
-        assert report.served['deform_sample', 'cpu'] == served
-        assert f'MMATTN_OPS={mode}' in str(report) and f'on cpu: {served}' in str(report)
+        assert report.served['deform_sample', 'cpu'] == expected
+        assert f'MMATTN_OPS={mode}' in str(report) and f'on cpu: {expected}' in str(report)
     assert report.backends['cpu'].instructions in ('default', 'avx2', 'avx512')
 
 
@@ -237,14 +237,14 @@ def test_unknown_mode_is_refused(monkeypatch):
         ops.deform_sample(**inputs_of('deform_sample'))
 
 
-def test_a_device_without_kernels_is_served_by_the_definitions(monkeypatch):
-    """And says so once."""
+def test_devices_without_kernels_run_the_reference(monkeypatch):
+    """With one warning."""
     monkeypatch.setattr(ops._backend, '_warned', set())
     monkeypatch.setitem(ops._backend._backends, 'cpu', ops._backend.Backend(problem='not built'))
     inputs = inputs_of('window_attention')
     with pytest.warns(UserWarning, match=r'no compiled operators for cpu \(not built\)'):
-        served = ops.window_attention(**inputs)
-    torch.testing.assert_close(served, ops.window_attention_reference(**inputs))
+        out = ops.window_attention(**inputs)
+    torch.testing.assert_close(out, ops.window_attention_reference(**inputs))
     monkeypatch.setenv('MMATTN_OPS', 'compiled')
     with pytest.raises(RuntimeError, match=r'MMATTN_OPS=compiled, but .* for cpu: not built'):
         ops.window_attention(**inputs)
@@ -252,7 +252,7 @@ def test_a_device_without_kernels_is_served_by_the_definitions(monkeypatch):
 
 @pytest.mark.parametrize('isa', ['default', 'avx2'])
 def test_lesser_instruction_sets(isa):
-    """The kernels for processors older than this one give the same values."""
+    """Kernels for older processors give the values of the reference."""
     if isa == 'avx2' and torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'AVX512'):
         pytest.skip('this processor has no AVX2, so that its kernels cannot run')
     program = """

@@ -25,7 +25,7 @@ def make(batch=2, parents=3, key_parents=5, kept=3, heads=2, d=4, with_scores=Fa
 
 
 def choose(p, topk, outside):
-    """Positions of the topk greatest; padding last, the lower position first among equals."""
+    """Indices of the topk greatest; padding last, the lower index first among equals."""
     return sorted(range(len(p)), key=lambda n: (outside[n], -p[n].item(), n))[:topk]
 
 
@@ -36,7 +36,7 @@ def softmax(scores, outside):
 
 
 def query_by_query(queries, keys, values, parents, topk, parent_scores=None, padding=None):
-    """A level by loops over the queries and candidates of a single head."""
+    """Compute a level by loops over queries, candidates and heads."""
     batch, count, _, heads, d = queries.shape
     messages, indices, scores = torch.zeros_like(queries), [], []
     for b, i, c, h in torch.cartesian_prod(*map(torch.arange, (batch, count, 4, heads))).tolist():
@@ -65,7 +65,7 @@ def query_by_query(queries, keys, values, parents, topk, parent_scores=None, pad
 
 
 PADDING = torch.zeros(20, dtype=torch.bool)
-PADDING[[2, 3, 7, 12, 13, 14, 15]] = True  # of two families a part, of one all
+PADDING[[2, 3, 7, 12, 13, 14, 15]] = True  # parts of two families, all of another
 
 
 @pytest.mark.parametrize('level', [quadtree_level, quadtree_level_reference])
@@ -96,7 +96,7 @@ def test_definition_query_by_query(level, padding, topk, with_scores):
 @pytest.mark.parametrize('topk', [None, 2, 99])
 @pytest.mark.parametrize('attn_type', 'AB')
 def test_root_query_by_query(attn_type, topk, padding):
-    """The coarsest level is a finer one of one parent that has kept all keys."""
+    """The coarsest level is a finer level of one parent that has kept all keys."""
     inputs = make(parents=2, kept=5)
     inputs['parents'] = torch.arange(5).view(1, 1, 5, 1).expand(2, 2, 5, 2)
     results = []
@@ -109,9 +109,8 @@ def test_root_query_by_query(attn_type, topk, padding):
         outputs = list(function(**arguments))
         if function is query_by_query:
             outputs = [None if t is None else t.flatten(1, 2) for t in outputs]
-            if (
-                attn_type == 'A' and topk is not None
-            ):  # of the messages, type A's root leaves out the kept keys
+            # Messages of type A's root leave out the kept keys.
+            if attn_type == 'A' and topk is not None:
                 index = outputs[1].unsqueeze(-1).expand(-1, -1, -1, -1, 4)
                 values = inputs['values'].unsqueeze(1).expand(-1, 8, -1, -1, -1).gather(2, index)
                 outputs[0] = outputs[0] - (outputs[2].unsqueeze(-1) * values).sum(2)
@@ -142,9 +141,7 @@ def test_gradcheck(with_scores):
 
 def test_equal_keys_are_kept_in_their_order():
     inputs = make(1, 3, 5, 3, 2, 4)
-    inputs['queries'] = inputs[
-        'queries'
-    ].round()  # no rounding, the scores are equal to the last bit
+    inputs['queries'] = inputs['queries'].round()  # makes the scores equal bit for bit
     inputs['keys'] = torch.ones_like(inputs['keys'])
     _, indices, _ = quadtree_level(topk=6, **inputs)
     candidates = 4 * inputs['parents'].repeat_interleave(4, 2) + torch.arange(12).view(12, 1) % 4
@@ -159,13 +156,13 @@ def test_equal_keys_are_kept_in_their_order():
 @pytest.mark.parametrize('padded', [False, True])
 def test_choice_without_sorting_is_the_sorted_one(padded, topk):
     p = draw(4, 30, 60, seed=0, dtype=torch.float32).abs().round(decimals=1)
-    p[2:] /= 1e30  # many are equal in each row, some 0
+    p[2:] /= 1e30  # many equal values in each row, some 0
     padding = draw(60, seed=1) > 1 if padded else None
     actual = quadtree._choose_without_sorting(p, topk, padding)
     assert torch.equal(actual, quadtree._choose(p, topk, padding))
 
 
-def test_padding_comes_after_keys_whose_probability_underflows():
+def test_padding_comes_after_underflowing_probabilities():
     queries, keys = torch.ones(1, 1, 1, 1), torch.tensor([9.0, 1e4, -1e4, -1e5]).view(1, 4, 1, 1)
     padding = torch.tensor([True, False, False, False])
     messages, indices, scores = quadtree_root(queries, keys, keys, 4, 'B', padding, True)
@@ -178,11 +175,9 @@ def test_padding_comes_after_keys_whose_probability_underflows():
     assert indices[0, 0, 0, :, 0].tolist() == [1, 2, 3]
 
 
-def test_a_kept_key_in_the_padding_gives_nothing_and_no_nan():
+def test_kept_keys_in_the_padding_give_zeros():
     inputs = make(with_scores=True)
-    inputs['parents'] = torch.full_like(
-        inputs['parents'], 3
-    )  # the family that is padding altogether
+    inputs['parents'] = torch.full_like(inputs['parents'], 3)  # whose children are all padding
     messages, _, scores = quadtree_level(topk=2, padding=PADDING, **inputs)
     (messages.sum() + scores.sum()).backward()
     assert (messages == 0).all() and (scores == 0).all()

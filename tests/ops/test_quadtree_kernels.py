@@ -16,12 +16,12 @@ def compiled(monkeypatch):
 
 
 def case(seed, most=5):
-    """Inputs of a level; ``most`` parents, and kept keys for each."""
+    """Inputs of a level with up to ``most`` parents, and as many kept keys for each."""
     draw = Draw(seed)
     dtype = draw.dtype()
     batch, heads, d = draw.integer(0, 2), draw.integer(1, 3), draw.integer(1, 70)
     count, kept = draw.integer(0, most), draw.integer(1, most)
-    if draw.one_of(True, False):  # the widths that rows are read in
+    if draw.one_of(True, False):  # sizes of vectorized loads
         d = draw.one_of(16, 32, 64)
     key_parents = kept + draw.integer(0, 4)
     parents = torch.rand(batch, heads, count, key_parents, generator=draw.generator)
@@ -44,7 +44,7 @@ def case(seed, most=5):
 
 
 def candidates_of(inputs):
-    """Keys (B, P, 1, 4K, heads) among which the queries choose."""
+    """Candidate keys of each query, (B, P, 1, 4K, heads)."""
     children = 4 * inputs['parents'].unsqueeze(3) + torch.arange(4).view(4, 1)
     return children.flatten(2, 3).unsqueeze(2)
 
@@ -52,8 +52,9 @@ def candidates_of(inputs):
 def check(actual, inputs, message):
     """Compare with the reference in float64.
 
-    Where rounding has decided otherwise between almost equal candidates,
-    those that are kept must be as good; type A's messages are others then."""
+    Where rounding flips the choice between nearly equal candidates, the kept ones must be as
+    probable; messages of type A then differ, and are not compared.
+    """
     dtype = inputs['values'].dtype
     expected = results(quadtree_level_reference, exact(inputs), GRADIENTS)
     indices = actual.pop('output 1', None), expected.pop('output 1', None)
@@ -67,7 +68,7 @@ def check(actual, inputs, message):
 
 
 def check_kept(kept, inputs, message):
-    """What is kept are candidates, none twice, and as probable as the greatest in their order."""
+    """Assert that kept keys are distinct candidates, and as probable as the best in order."""
     everything = exact(inputs) | dict(topk=10**6, with_scores=True)
     _, indices, scores = quadtree_level_reference(**everything)
     is_kept = indices.unsqueeze(4) == kept.unsqueeze(3)  # (B, P, 4, 4K, K', heads)
@@ -77,14 +78,14 @@ def check_kept(kept, inputs, message):
     assert differences.max() <= 100 * EPS[torch.float32] * scores.max(), message
 
 
-def test_cpu_kernels_equal_the_definition(fuzz_seeds):
+def test_cpu_kernels_equal_the_reference(fuzz_seeds):
     for seed in fuzz_seeds:
         inputs = case(seed)
         check(results(quadtree_level, inputs, GRADIENTS), inputs, f'case {seed}')
 
 
 def on_host(operators, inputs):
-    """What comparison.results gives, of the CUDA kernels."""
+    """Results of the CUDA kernels, named as by comparison.results."""
     arguments = [inputs.get(name) for name in ('queries', 'keys', 'values', 'parents')]
     arguments += [inputs.get('parent_scores'), inputs.get('padding')]
     arguments += [inputs['topk'] or 0, inputs['with_scores']]
@@ -120,7 +121,7 @@ def test_other_kept_keys_must_be_as_good():
             check_kept(wrong, inputs, '')
 
 
-def test_cuda_kernels_equal_the_definition():
+def test_cuda_kernels_equal_the_reference():
     operators = cuda_on_host.operators()
     for seed in range(60):
         inputs = case(seed, most=3)
@@ -129,7 +130,7 @@ def test_cuda_kernels_equal_the_definition():
 
 @pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('attn_type', 'AB')
-def test_more_candidates_than_a_block_has_memory_for(attn_type, padded):
+def test_more_candidates_than_shared_memory_holds(attn_type, padded):
     inputs = large(kept=1600, d=4)
     if attn_type == 'A':
         inputs['parent_scores'] = torch.rand(1, 1, 1600, 1, dtype=torch.float64)
@@ -160,7 +161,7 @@ def test_many_candidates(topk):
 @pytest.mark.parametrize('dtype', EPS)
 def test_equal_keys_are_kept_in_their_order(dtype, topk, device):
     inputs = large(3, 16) | dict(topk=topk, with_scores=False)
-    inputs['keys'][:, 1:] = inputs['keys'][:, :1]  # all are one
+    inputs['keys'][:, 1:] = inputs['keys'][:, :1]  # all keys are equal
     inputs = {n: t.to(dtype) if n in GRADIENTS else t for n, t in inputs.items()}
     outputs = (
         results(quadtree_level, inputs, GRADIENTS)
@@ -187,7 +188,7 @@ def test_great_scores(attn_type, size):
 
 
 def views(batch=2, count=600, heads=2, kept=9, d=32, with_scores=False, dtype=torch.float32):
-    """Strided as they come from maps in quad order: heads outermost in memory."""
+    """Inputs strided as from maps in quad order: heads outermost in memory."""
     draw = Draw(1)
 
     def tokens(number):

@@ -1,4 +1,4 @@
-"""Triton kernels without a GPU: interpreted for their values, compiled for three GPUs."""
+"""Triton kernels without a GPU: values by the interpreter, compilation for three GPUs."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ VALUES = [
 
 
 class Run:
-    """Cases of one process, which runs until a result is asked for."""
+    """Process that runs cases; the first ``check`` waits for its end."""
 
     def __init__(self, *arguments, **environment):
         self.process = subprocess.Popen(
@@ -51,7 +51,7 @@ def runs(tmp_path_factory):
     path = os.pathsep.join(
         filter(None, (str(ROOT), str(ROOT / 'tests'), environment.get('PYTHONPATH')))
     )
-    # A cache of its own: what an earlier run compiled would hide what this one cannot.
+    # A fresh cache: programs of an earlier run would hide errors of this one.
     cache = str(tmp_path_factory.mktemp('triton'))
     environment |= dict(PYTHONPATH=path, TRITON_CACHE_DIR=cache, OMP_NUM_THREADS='1')
     started = {'values': Run('values', **environment, TRITON_INTERPRET='1')}
@@ -63,8 +63,7 @@ def runs(tmp_path_factory):
         run.process.wait()
 
 
-# bfloat16 is only compiled below: the interpreter's tl.dot of it is wrong (Triton 3.7.1), others
-# are right.
+# bfloat16 is only compiled, below: the interpreter's tl.dot is wrong for it (Triton 3.7.1).
 @pytest.mark.parametrize('name', VALUES)
 def test_values_and_gradients_are_those_of_the_reference(runs, name):
     runs['values'].check(name)
@@ -73,5 +72,5 @@ def test_values_and_gradients_are_those_of_the_reference(runs, name):
 @pytest.mark.parametrize('dtype', triton_cases.COMPILED_TYPES)
 @pytest.mark.parametrize('name', triton_cases.COMPILED)
 @pytest.mark.parametrize('architecture', triton_cases.ARCHITECTURES)
-def test_compiles_within_shared_memory_once_for_all_image_sizes(runs, architecture, name, dtype):
+def test_compiles_once_for_all_sizes_in_shared_memory(runs, architecture, name, dtype):
     runs[architecture].check(f'{name}-{dtype}')

@@ -25,7 +25,7 @@ def make(
 
 
 def token_by_token(q, k, v, bias, window, shift, pad_k, pad_v):
-    """The definition once more, as loops over queries and keys of a single head's vectors."""
+    """Window attention by loops over queries, keys and heads."""
     batch, height, width, heads, _ = k.shape
     rows, columns = -(-height // window) * window, -(-width // window) * window
     shared = q.shape[1:3] != k.shape[1:3]
@@ -37,14 +37,14 @@ def token_by_token(q, k, v, bias, window, shift, pad_k, pad_v):
     for b, y, x, h in torch.cartesian_prod(
         *(torch.arange(n) for n in (batch, height, width, heads))
     ).tolist():
-        ys, xs = (y - shift) % rows, (x - shift) % columns  # where the token stands after the shift
+        ys, xs = (y - shift) % rows, (x - shift) % columns  # the token after the shift
         top, left = ys // window * window, xs // window * window
         n = (ys - top) * window + xs - left
         query = q[b, ys - top, xs - left, h] if shared else q[b, y, x, h]
         scores, values = [], []
         for m in range(window**2):
             yk, xk = top + m // window, left + m % window
-            yo, xo = (yk + shift) % rows, (xk + shift) % columns  # and where the key came from
+            yo, xo = (yk + shift) % rows, (xk + shift) % columns  # the key before the shift
             inside = yo < height and xo < width
             key = k[b, yo, xo, h] if inside else pad_k[h]
             same = region(yk, rows) == region(ys, rows) and region(xk, columns) == region(
@@ -106,7 +106,7 @@ def test_no_information_crosses_the_shift():
     inputs = make(1, 8, 8, window=4)
     before = window_attention(window_size=4, shift=2, **inputs)
     changed = inputs['v'].detach().clone()
-    changed[:, :2] += 100  # the rows that the shift takes to the other end of the map
+    changed[:, :2] += 100  # rows that the shift moves to the other end
     after = window_attention(window_size=4, shift=2, **(inputs | {'v': changed}))
     moved = (after - before).abs().amax(dim=(0, 2, 3, 4))
     assert (moved[:2] > 1).all() and (moved[2:] == 0).all()

@@ -18,7 +18,7 @@ def case(seed, largest_window=9):
     shared = draw.one_of(True, False)
     shift = 0 if shared else draw.integer(0, window - 1)
     size = (window, window) if shared else (height, width)
-    if draw.one_of(True, False) and not shared:  # as of one projection
+    if draw.one_of(True, False) and not shared:  # views of one projection
         q, k, v = draw.tensor(batch, height, width, 3, heads, d, dtype=dtype).unbind(3)
     else:
         q = draw.tensor(batch, *size, heads, d, dtype=dtype)
@@ -32,7 +32,7 @@ def case(seed, largest_window=9):
     return dict(q=q, k=k, v=v, bias=bias, window_size=window, shift=shift, **pads)
 
 
-def test_cpu_kernels_equal_the_definition(fuzz_seeds):
+def test_cpu_kernels_equal_the_reference(fuzz_seeds):
     for seed in fuzz_seeds:
         inputs = case(seed)
         actual = results(window_attention, inputs, GRADIENTS)
@@ -43,7 +43,7 @@ def test_cpu_kernels_equal_the_definition(fuzz_seeds):
 @pytest.mark.parametrize('window', [17, 24])
 @pytest.mark.parametrize('shared', [True, False])
 def test_windows_of_several_tiles(window, shared):
-    """289 and 576 keys are more than one tile of 256."""
+    """With 289 and 576 keys, more than one tile of 256."""
     draw = Draw(window)
     size = (window, window) if shared else (30, 26)
     inputs = dict(
@@ -64,7 +64,7 @@ def test_windows_of_several_tiles(window, shared):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_softmax_of_huge_scores(dtype):
-    """Scores of +-1e4 and more; a bias of -inf leaves a key out."""
+    """Scores of +-1e4 and more."""
     inputs = case(3) | dict(pad_k=None, pad_v=None)
     inputs = exact(inputs)
     inputs['q'] = inputs['q'] * 1e3
@@ -72,7 +72,7 @@ def test_softmax_of_huge_scores(dtype):
     low = {n: t.to(dtype) if isinstance(t, torch.Tensor) else t for n, t in inputs.items()}
     actual, expected = window_attention(**low), window_attention_reference(**exact(low))
     assert actual.isfinite().all()
-    # An error of one eps in a score of 1e5 is one of a percent in its exponential.
+    # An error of one float32 eps in a score of 1e5 is one percent of its exponential.
     assert (actual.double() - expected).abs().max() < 1e6 * EPS[dtype]
 
 

@@ -8,7 +8,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 
 @pytest.fixture(scope='session')
 def load_tool():
-    """A script of tools/ as a module, by its path without suffix, as in ``deployment/export``."""
+    """Load a script of tools/ as a module, by its path without suffix: ``deployment/export``."""
 
     def load(name):
         module_name = f'mmattn_tools_{name.replace("/", "_")}'

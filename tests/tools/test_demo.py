@@ -1,4 +1,4 @@
-"""tools/demo.py: what it prints, what it leaves, and one whole demo on a handful of images."""
+"""tools/demo.py: output, files, and one whole demo on a few images."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def demo(folder, *arguments):
 
 
 def test_whole_demo_end_to_end(tmp_path):
-    """Data, two short epochs of training, test and pictures through the project's own tools."""
+    """Data, two short epochs of training, test and pictures, by this project's tools."""
     (tmp_path / 'work').mkdir()
     (tmp_path / 'work/predictions.png').write_text('of an earlier run')
     options = [

@@ -1,4 +1,4 @@
-"""tools/train.py up to the Runner; tests/test_main_job.py runs the whole."""
+"""tools/train.py up to the Runner; test_main_job.py runs the whole."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
 from mmattn.engine import runtime
 
@@ -25,7 +24,7 @@ def train(load_tool):
 
 @pytest.fixture
 def data(monkeypatch, tmp_path):
-    """What train.py looks for before it leaves the rest to mmengine."""
+    """Files whose existence train.py checks."""
     for name in ('instances_train2017.json', 'instances_val2017.json'):
         path = tmp_path / 'coco/annotations' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,12 +34,10 @@ def data(monkeypatch, tmp_path):
 
 @pytest.fixture
 def run(train, monkeypatch, tmp_path):
-    """Run main() with options; return the config that would have been trained."""
+    """Run main() with options; return the config that would be trained."""
 
     def run(*options, config=CONFIG):
         built = []
-        # One of another test would write to that test's captured output.
-        MMLogger._instance_dict.clear()
 
         class FakeRunner:
             def train(self):
@@ -56,7 +53,7 @@ def run(train, monkeypatch, tmp_path):
 
 
 def complaint(run, capsys, *options, **kwargs):
-    """The sentence on which the tool ends with status 2."""
+    """The one line with which the tool ends, at status 2."""
     with pytest.raises(SystemExit) as stop:
         run(*options, **kwargs)
     assert stop.value.code == 2
@@ -81,7 +78,7 @@ def test_missing_config_file(run, capsys):
     assert 'configs/none.py' in complaint(run, capsys, config='configs/none.py')
 
 
-def test_only_the_first_process_speaks(run, monkeypatch, capsys):
+def test_only_rank_0_prints(run, monkeypatch, capsys):
     monkeypatch.setenv('RANK', '1')
     with pytest.raises(SystemExit):
         run(config='configs/none.py')
@@ -162,7 +159,7 @@ def test_resume_auto_takes_the_last(run, data, work_dir, option):
 
 @pytest.mark.parametrize('pointer', ['', 'epoch_2.pth', 'gone.pth', None])
 def test_resume_auto_survives_what_a_crash_leaves(run, data, work_dir, pointer, capsys):
-    """A checkpoint cut short, and a `last_checkpoint` that is empty, names it, or is not there."""
+    """A truncated checkpoint, and a `last_checkpoint` that is empty, names it, or is missing."""
     good_checkpoint(work_dir / 'epoch_0.pth', age=60)
     last = good_checkpoint(work_dir / 'epoch_1.pth', age=30)
     content = Path(good_checkpoint(work_dir / 'epoch_2.pth')).read_bytes()
@@ -218,8 +215,8 @@ print('ended at epoch', runner.epoch)
 
 
 @pytest.mark.parametrize('accident', ['kill', 'full_disk'])
-def test_an_accident_while_saving_keeps_the_last_good_checkpoint(train, accident, tmp_path):
-    """mmengine's hook with our configs' options: the third checkpoint is cut short."""
+def test_an_accident_while_saving_keeps_a_good_checkpoint(train, accident, tmp_path):
+    """mmengine's hook with our configs' options; the third checkpoint is truncated."""
     script = tmp_path / 'toy.py'
     script.write_text(textwrap.dedent(TOY_RUN))
     work_dir = tmp_path / 'run'
@@ -280,7 +277,7 @@ def test_slurm_needs_gpus(run, data, cpu, capsys):
 
 @pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
 def test_launch_scripts(script, tmp_path):
-    """What they start: every argument arrives, also one with a space."""
+    """The scripts pass on every argument, also one with a space."""
     for program in ('srun', 'python'):
         path = tmp_path / program
         path.write_text('#!/bin/sh\nprintf "%s\\n" "$(basename "$0")" "$@"\n')

@@ -161,7 +161,7 @@ def visualize(args: argparse.Namespace) -> int:
 def build(
     config: str | Path, checkpoint: str | None, device: str, options: dict | None = None
 ) -> Subject:
-    """The model of a config, with the weights of a checkpoint or fresh ones."""
+    """Build the model of a config, with the weights of a checkpoint or fresh ones."""
     if not Path(config).is_file():
         stop(f'there is no config file {config}')
     cfg = Config.fromfile(config)
@@ -175,8 +175,8 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
         return None
     if name.isdigit() and int(name) < len(classes):
         return int(name)
-    for i, own in enumerate(classes):
-        if name in (own, *own.split(', ')):
+    for i, names in enumerate(classes):
+        if name in (names, *names.split(', ')):
             return i
     near = difflib.get_close_matches(name, classes, n=5, cutoff=0.4) or classes[:10]
     stop(
@@ -186,7 +186,7 @@ def class_index(name: str | None, classes: Sequence[str]) -> int | None:
 
 
 def folders_of(images: Sequence[Path], out: Path) -> list[Path]:
-    """A folder for each image, by its name; with its index in the list where names repeat."""
+    """Folder of each image, by its name, and its index in the list if names repeat."""
     stems = [path.stem for path in images]
     return [
         out / (stem if stems.count(stem) == 1 else f'{stem}_{i}') for i, stem in enumerate(stems)
@@ -194,7 +194,7 @@ def folders_of(images: Sequence[Path], out: Path) -> list[Path]:
 
 
 def pair(subject: Subject, view: View, path: Path | None) -> Any:
-    """The picture of the other image of a pair, and what the model's attention saw in it."""
+    """Picture of the other image of a pair, and its captured attention."""
     if path is None:
         return None
     other = subject.look(path, resize_to=view.placement.file_size)
@@ -202,7 +202,7 @@ def pair(subject: Subject, view: View, path: Path | None) -> Any:
 
 
 def progress(todo: Collection, what: str) -> tqdm:
-    """A progress bar, where the work takes long."""
+    """Progress bar, shown if the work takes longer than PATIENCE."""
     return tqdm(todo, desc=what, delay=PATIENCE, leave=False, file=sys.stderr)
 
 
@@ -213,7 +213,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def contact_sheet(paths: Sequence[Path]) -> Image.Image:
-    """Picture files on one page, two in a row where they are narrow, with their folders' names."""
+    """Picture files on one sheet, two per row if narrow, below the names of their folders."""
     pictures = [Image.open(path).convert('RGB') for path in paths]
     widest = max(picture.width / picture.height for picture in pictures)
     columns = 1 if widest > WIDE or len(pictures) == 1 else 2

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class Network(nn.Module):
-    """The part of a model that is exported: ``images`` in, logits or a tuple of maps out."""
+    """Exported part of a model: ``images`` in, logits or a tuple of maps out."""
 
     def __init__(self, part: nn.Module, options: dict):
         super().__init__()
@@ -90,13 +90,13 @@ def main() -> None:
         print(f'{args.out}: {megabytes:.1f} MB in {time.monotonic() - start:.0f} s')
         verify(network, args)
     except BaseException:
-        for file in files(args.out):  # an unchecked file must not be left
+        for file in files(args.out):  # do not leave an unverified file
             file.unlink()
         raise
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop where the arguments cannot work."""
+    """Stop at invalid arguments or missing packages."""
     if not Path(args.config).is_file():
         stop(f'there is no config file {args.config}')
     if args.out.suffix not in FORMATS:
@@ -114,7 +114,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def build(cfg: Config, args: argparse.Namespace) -> tuple[Network, list[str]]:
-    """The network with its weights, and the names of its outputs."""
+    """Build the network with its weights; return it and the names of its outputs."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = MODELS.build(cfg.model)
     whole = cfg.model.type.endswith('ImageClassifier') and not args.backbone
@@ -159,25 +159,24 @@ def write_program(
 ) -> None:
     dynamic = torch.export.Dim.DYNAMIC
     open_sides = {} if args.shape else {2: dynamic, 3: dynamic}
-    # As torch's ONNX exporter: nothing that holds for the traced size alone becomes an assumption.
+    # As in torch's ONNX exporter: no property of the traced size becomes an assumption.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.export.export(
             network, (images,), dynamic_shapes=({0: dynamic, **open_sides},)
         )
-    # Where an operation asked for the memory layout of its input, the answer became a guard, such
-    # as 'the map is not a multiple of the window'. No value depends on it; verify() runs other
-    # sizes.
+    # Queries of an input's memory layout became guards, such as 'the map is not a multiple of the
+    # window'. No value depends on them; verify() runs other sizes.
     program._guards_code.clear()
     torch.export.save(program, args.out)
 
 
 def files(out: Path) -> list[Path]:
-    """The files of an export: large ONNX models have their weights in a second one."""
+    """Existing files of an export: large ONNX models have their weights in a second one."""
     return [f for f in (out, out.with_name(f'{out.name}.data')) if f.exists()]
 
 
 def verify(network: Network, args: argparse.Namespace) -> None:
-    """Compare the file with the model that it was exported from."""
+    """Compare outputs of the file with those of the model; stop if they differ."""
     run = runner(args.out)
     if run is None:
         print('not compared with the model, as onnxruntime is missing: pip install onnxruntime')
@@ -208,12 +207,12 @@ def verify(network: Network, args: argparse.Namespace) -> None:
 
 
 def advice(args: argparse.Namespace) -> str:
-    """The option that fixes the size, where it is dynamic."""
+    """Advice to fix the size, if it is dynamic."""
     return '' if args.shape else '. Where a part of it depends on the size, --shape H W fixes that'
 
 
 def runner(out: Path) -> Callable[[Tensor], Any] | None:
-    """A function that runs the file on images, or None without onnxruntime."""
+    """Return a function that runs the file on images, or None without onnxruntime."""
     if out.suffix == '.pt2':
         return torch.export.load(out).module()
     if importlib.util.find_spec('onnxruntime') is None:

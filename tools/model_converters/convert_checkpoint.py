@@ -1,4 +1,4 @@
-"""Convert a published checkpoint to this package's own format.
+"""Convert a published checkpoint to mmattn's format.
 
     python tools/model_converters/convert_checkpoint.py gcvit_tiny.pth.tar gcvit_tiny_mmattn.pth
 

@@ -32,8 +32,7 @@ def main() -> None:
     try:
         content, label = read_checkpoint(args.src)
         container = choose(weight_sets(content), args.weights, label)
-        # A view would be saved with its whole storage; convolutions may be channel-last in
-        # training.
+        # Clones: a view would be saved with its whole storage. Convolutions may be channel-last.
         state = {
             k: v.clone(memory_format=torch.contiguous_format)
             for k, v in weights_of(content, label, container).items()
@@ -76,7 +75,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose(sets: dict[str, str], wanted: str | None, label: str) -> str | None:
-    """The container of the weights to publish; None where they are at the file's top."""
+    """Return the key of the weights to publish; None if they are at the top of the file."""
     if not sets and wanted != 'ema':
         print('weights: at the top of the file, without a container')
         return None
@@ -91,7 +90,7 @@ def choose(sets: dict[str, str], wanted: str | None, label: str) -> str | None:
 
 
 def plain(meta: Mapping) -> tuple[dict, list[str]]:
-    """The entries of `meta` that are plain data, and the names of the others."""
+    """Split `meta` into entries of plain data and the names of the others."""
     kept, left_out = {}, []
     for name, value in meta.items():
         try:
@@ -129,7 +128,7 @@ def write(checkpoint: dict, folder: Path, name: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.publish-', dir=folder) as temporary:
-        # Given a path, torch.save would write the file's name into the file, and so into the hash.
+        # Given a path, torch.save would write its name into the file, which changes the hash.
         path = Path(temporary, 'model.pth')
         with path.open('wb') as file:
             torch.save(checkpoint, file)

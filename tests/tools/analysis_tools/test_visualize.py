@@ -1,4 +1,4 @@
-"""The tool from config and checkpoint to pictures and a page, for the three tasks and families."""
+"""visualize.py from config and checkpoint to pictures and a page, for all tasks and families."""
 
 import json
 import re
@@ -113,7 +113,7 @@ def setting(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """Two photographs where there are some, and drawn images otherwise; of different sizes."""
+    """Two photographs if there are some, or else generated images, of different sizes."""
     photographs = sorted(COCO.glob('*.jpg'))[:2]
     if photographs:
         return photographs
@@ -126,7 +126,7 @@ def images(tmp_path):
 
 
 def check(out, images, names):
-    """Each image has these pictures, which are not blank, and the page holds the images."""
+    """Assert that each image has these pictures, not blank; return the page's data."""
     for image in images:
         assert {path.stem for path in (out / image.stem).glob('*.png')} == names
         for path in (out / image.stem).glob('*.png'):

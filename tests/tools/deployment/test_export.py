@@ -1,4 +1,4 @@
-"""tools/deployment/export.py, one mechanism at a time: each stage of a model costs time."""
+"""tools/deployment/export.py, one mechanism per test, as each stage of a model costs time."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ QUADTREE = dict(
     topks=8,
     out_indices=(0,),
 )  # fmt: skip
-# An export takes some ten seconds; both formats begin with the same graph, so that DAT shares them.
+# An export takes ten seconds, and both formats begin with one graph, so DAT's variants share them.
 IN_ONNX = {'gcvit': GCVIT, 'dat++': DAT_PLUS_PLUS, 'quadtree': QUADTREE}
 IN_PROGRAM = {'gcvit': GCVIT, 'dat': DAT_CVPR, 'quadtree': QUADTREE}
 
@@ -128,7 +128,7 @@ def test_no_file_remains_that_differs(export, monkeypatch, tmp_path, capsys):
 
 
 def test_a_part_that_needs_a_fixed_size_says_so(export, tmp_path, capsys):
-    """mmcv's patch embedding rounds the size in a way that torch does not save."""
+    """Rounding of sizes in mmcv's patch embedding cannot be saved by torch."""
     arch = dict(GCVIT['arch'], depths=(1, 1, 1, 1))
     with pytest.raises(SystemExit):
         export(dict(GCVIT, arch=arch, stem='patchify'), 'out.pt2')
@@ -143,14 +143,14 @@ def test_a_part_that_needs_a_fixed_size_says_so(export, tmp_path, capsys):
         ('classifier.py.onnx', ['--opset', '16'], 'at least 18'),
     ],
 )
-def test_what_cannot_be_written_is_said_first(export, name, options, message, capsys):
+def test_wrong_arguments_stop_before_the_export(export, name, options, message, capsys):
     with pytest.raises(SystemExit):
         export(GCVIT, name, *options)
     assert message in capsys.readouterr().err
 
 
-def test_anybody_s_export_holds_the_literal_definition(monkeypatch):
-    """Unless MMATTN_OPS=compiled asks for the operator."""
+def test_exports_hold_the_reference(monkeypatch):
+    """Or the operator, with MMATTN_OPS=compiled."""
     module, x = WindowAttention(16, 2, 7).eval(), torch.randn(1, 9, 20, 16)
     program = torch.export.export(module, (x,))
     assert 'mmattn' not in str(program.graph)

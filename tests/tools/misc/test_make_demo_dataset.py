@@ -1,4 +1,4 @@
-"""tools/misc/make_demo_dataset.py: scenes, layouts, reproducibility, refusals."""
+"""tools/misc/make_demo_dataset.py: scenes, layouts, reproducibility, errors."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def coco(tool, tmp_path_factory):
 
 
 def files(folder):
-    """Relative path -> content, of all files below a folder."""
+    """Relative path -> content of all files below a folder."""
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()
     }
@@ -60,7 +60,7 @@ def test_masks_are_disjoint_and_none_is_tiny(tool):
 
 
 def test_later_shapes_hide_parts_of_earlier_ones(tool):
-    """Alone, the bottom shape of a crowd shows more of itself in some scenes, and less in none."""
+    """The bottom shape is partly hidden in some scenes, and never shows more than alone."""
     hidden = 0
     for seed in range(20):
         crowd = tool.draw_scene(np.random.default_rng(seed), (96, 96), [0, 1, 2, 3, 4, 5])
@@ -73,7 +73,7 @@ def test_later_shapes_hide_parts_of_earlier_ones(tool):
 
 
 def test_shapes_differ_from_what_is_around_them(tool):
-    """Colour inside a mask and in the ring around it: far apart for nearly all shapes."""
+    """Colors inside a mask and in the ring around it differ for nearly all shapes."""
     distances = []
     for image, _, masks in scenes(tool, 20):
         for mask in masks:
@@ -83,7 +83,7 @@ def test_shapes_differ_from_what_is_around_them(tool):
 
 
 def test_every_class_has_its_own_outline(tool):
-    """No two overlap nearly fully, at the same place, size and angle; the ring has its hole."""
+    """No two nearly coincide, at one position, size and angle; the ring has its hole."""
     drawn = [
         tool._coverage(i, np.array([40.0, 40.0]), 30, 0, 1)[0] > 0.5
         for i in range(len(tool.CLASSES))

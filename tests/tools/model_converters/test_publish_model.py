@@ -1,4 +1,4 @@
-"""publish_model.py, from a training with an averaged model to the published model's outputs."""
+"""publish_model.py, from training with an averaged model to outputs of the published model."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 
 from mmattn.checkpoint import load_checkpoint
 
@@ -36,12 +36,6 @@ default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2))
 """
 
 
-@pytest.fixture(autouse=True)
-def no_default_scope_is_left():
-    yield
-    DefaultScope._instance_dict.clear()
-
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     """The config, and the checkpoint of two iterations with an averaged model."""
@@ -63,7 +57,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def publish(load_tool, monkeypatch, capsys):
-    """Run the tool; return the file that it names, and what it says."""
+    """Run the tool; return the file that it names, and its output."""
 
     def publish(*arguments):
         monkeypatch.setattr(sys, 'argv', ['publish_model.py', *map(str, arguments)])
@@ -102,7 +96,7 @@ def test_a_training_is_published_and_loads_everywhere(run, publish, tmp_path):
     config, trained = run
     training = torch.load(trained, weights_only=False)
     assert {'optimizer', 'message_hub', 'param_schedulers', 'ema_state_dict'} < training.keys()
-    # mmengine's hook has put the average where every tool looks, and what was trained beside it.
+    # mmengine's EMAHook saves the average as state_dict, and the raw weights beside it.
     average = training['state_dict']
     raw = {name.removeprefix('module.'): v for name, v in training['ema_state_dict'].items()}
     assert raw.pop('steps') == 2
@@ -119,7 +113,7 @@ def test_a_training_is_published_and_loads_everywhere(run, publish, tmp_path):
         assert content.keys() == {'meta', 'state_dict'}
         assert content['state_dict'].keys() == state.keys()
         assert all(torch.equal(value, state[n]) for n, value in content['state_dict'].items())
-    # The same weights make the same file, and its name has its hash.
+    # Equal weights give equal files, named by their hash.
     assert files[None].read_bytes() == files['ema'].read_bytes() != files['raw'].read_bytes()
     digest = hashlib.sha256(files['ema'].read_bytes()).hexdigest()
     assert files['ema'].name == f'tiny-{digest[:8]}.pth'
@@ -128,7 +122,7 @@ def test_a_training_is_published_and_loads_everywhere(run, publish, tmp_path):
     assert meta['dataset_meta']['classes'] == training['meta']['dataset_meta']['classes']
     assert {'cfg', 'mmengine_version', 'mmattn_version', 'iter'} <= meta.keys()
 
-    # By ours, by mmengine's loader, by mmdet's.
+    # Read by our loader, mmengine's and mmdet's.
     from mmdet.apis import DetInferencer, inference_detector, init_detector
     from mmengine.runner import load_checkpoint as load_by_mmengine
 
@@ -164,7 +158,7 @@ def test_name_and_folder_default_to_the_sources(publish, tmp_path):
     dst, _ = publish(src)
     assert dst.parent == tmp_path and re.fullmatch(r'epoch_3-[0-9a-f]{8}\.pth', dst.name)
     assert sorted(tmp_path.iterdir()) == sorted([src, dst])
-    # Once more would be the same file.
+    # A second run would write the same file.
     assert f'{dst} exists' in complaint(publish, src)
     assert sorted(tmp_path.iterdir()) == sorted([src, dst])
 

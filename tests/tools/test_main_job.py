@@ -1,7 +1,6 @@
-"""The tools from end to end, on models and images small enough for a processor.
+"""tools/train.py and tools/test.py end to end, with models and images small enough for a CPU.
 
-Photographs are used where the folder of shared data lies beside the repository, and drawn images
-otherwise.
+Images are photographs of ../shared/data if that exists, or else generated.
 """
 
 import json
@@ -18,7 +17,7 @@ import pytest
 import torch
 from helpers.runs import TOOLS, run_tool, scalars
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT.parent / 'shared/data'
 
 ARCH = (
@@ -113,7 +112,7 @@ train_cfg = dict(max_epochs=1)
     + LOADERS.format(batch=2, train='pipeline=_base_.train_pipeline', val='pipeline=test_pipeline')
 )
 
-# The other families: a small backbone in their own configs.
+# Small backbones for configs of the other families.
 SMALL_BACKBONES = dict(
     dat="""dict(
         arch=dict(
@@ -190,7 +189,7 @@ model = dict(
 
 
 def fill_up_categories(path):
-    """Names for all the classes that the models predict, of which drawn images show a few."""
+    """Add categories up to the 80 that the models predict; generated images have six."""
     annotations = json.loads(path.read_text())
     categories = annotations['categories']
     taken = {category['id'] for category in categories}
@@ -199,7 +198,7 @@ def fill_up_categories(path):
     path.write_text(json.dumps(annotations))
 
 
-# Without chance and batch statistics, so that only the batch decides about an update.
+# Without randomness and batch statistics, so that updates depend on the batch alone.
 UPDATES = """
 _base_ = ['{configs}/gcvit/gcvit_xxt_imagenet.py', *SHARDED]
 pipeline = [
@@ -223,7 +222,9 @@ train_dataloader = dict(
     dataset=dict(indices=4, pipeline=pipeline),
 )
 val_dataloader = val_cfg = val_evaluator = None
-optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.2, momentum=0.9, weight_decay=1))
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type='SGD', lr=0.2, momentum=0.9, weight_decay=1)
+)
 param_scheduler = None
 custom_hooks = []  # no moving average
 train_cfg = dict(max_epochs=2)
@@ -236,7 +237,7 @@ ONE_IMAGE = 'train_dataloader.batch_size=1'
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
-    """Folder by layout."""
+    """Folders of the data sets by layout."""
     root = tmp_path_factory.mktemp('data')
     folders = dict(coco=PHOTOGRAPHS / 'coco_tiny', ade20k=PHOTOGRAPHS / 'ade_tiny')
     for layout in ('coco', 'ade20k', 'imagenet'):
@@ -290,7 +291,7 @@ def test_detector_trains_resumes_and_draws(config, tmp_path, capsys):
     )
     steps, _ = scalars(work_dir)
     assert [step['iter'] for step in steps] == [5, 6, 7, 8]
-    # By what takes the place of mmengine 0.10.7's reader, which could not.
+    # Read by the replacement of mmengine 0.10.7's reader, which fails.
     state = runpy.run_path(str(TOOLS / 'train.py'))['load_from_local'](work_dir / 'epoch_2.pth')
     assert state['meta']['iter'] == 8
 
@@ -305,7 +306,7 @@ def test_detector_trains_resumes_and_draws(config, tmp_path, capsys):
     run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
     assert 'coco/bbox_mAP' in log(tmp_path / 'tta')
 
-    # A test needs all weights: an ImageNet classifier has none for the heads.
+    # Testing needs all weights, and a bare backbone has none for the heads.
     backbone = {k: v for k, v in state['state_dict'].items() if k.startswith('backbone.')}
     torch.save(backbone, tmp_path / 'backbone.pth')
     capsys.readouterr()
@@ -336,7 +337,7 @@ def test_other_families_train_and_are_evaluated(
     (checkpoint,) = (tmp_path / 'run').glob('*.pth')
     state = torch.load(checkpoint, weights_only=False)
     moments = state['optimizer']['state']
-    # Every parameter has had a gradient, the backbone's too, and took a step.
+    # Every parameter, also of the backbone, has had a gradient and taken a step.
     assert len(moments) == sum(len(group['params']) for group in state['optimizer']['param_groups'])
     assert all(moment['exp_avg'].isfinite().all() for moment in moments.values())
 
@@ -359,7 +360,7 @@ def test_segmentor_trains_and_is_tested(config, tmp_path):
 
 
 def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
-    """Also: what is saved and tested is the moving average."""
+    """The saved and tested weights are the moving average."""
     path, work_dir = config(SMALL_CLASSIFIER), tmp_path / 'run'
     run_tool('train', path, '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
@@ -383,7 +384,7 @@ def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
 
 @pytest.fixture
 def two_processes(tmp_path):
-    """Train by torchrun and gloo; return what was printed."""
+    """Train by torchrun and gloo; return the output."""
 
     def run(*arguments):
         with socket.socket() as free:
@@ -401,7 +402,7 @@ def two_processes(tmp_path):
 
 
 def test_two_processes(two_processes, config, tmp_path):
-    """Both ranks step, one of them saves."""
+    """Both ranks step, and one of them saves."""
     work_dir = tmp_path / 'run'
     printed = two_processes(config(SMALL_CASCADE), '--work-dir', work_dir)
     steps, evaluations = scalars(work_dir)
@@ -419,13 +420,13 @@ def weights(work_dir):
 
 def assert_same_updates(work_dir, expected):
     steps, _ = scalars(work_dir)
-    # Half of the batch that the rate is for, whatever it is made of.
+    # The total batch is half of the base batch size in every case.
     assert {step['lr'] for step in steps} == {0.1}
     torch.testing.assert_close(weights(work_dir), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_gives_the_same_updates_however_it_is_spread(two_processes, config, tmp_path):
-    """At once, accumulated, over two processes, and over two that share the parameters and resume."""
+def test_a_batch_gives_the_same_updates_however_split(two_processes, config, tmp_path):
+    """One process, accumulation, two processes, and two that shard and resume."""
     common = ['--auto-scale-lr', '--work-dir']
     path = config(UPDATES.replace('*SHARDED', ''))
     run_tool('train', path, *common, tmp_path / 'whole')
@@ -446,7 +447,7 @@ def test_a_batch_gives_the_same_updates_however_it_is_spread(two_processes, conf
     two_processes(path, '--resume', *options)
     assert_same_updates(tmp_path / 'sharded', expected)
 
-    # What comes out is a checkpoint like any other, for one process too.
+    # The result is an ordinary checkpoint, which one process can test.
     loader = dict(num_workers=0, persistent_workers=False, **{'dataset.indices': 2})
     quick = [f'test_dataloader.{key}={value}' for key, value in loader.items()]
     checkpoint = tmp_path / 'sharded/epoch_2.pth'

@@ -1,30 +1,30 @@
-"""Every config agrees with its name, differs from its siblings as it should, and finds its data.
+"""Configs: agreement with their names, differences between siblings, recipes, data folders.
 
-test_metafiles.py builds those that have an entry, and counts their parameters and FLOPs.
+test_metafiles.py builds those with an entry, and counts their parameters and FLOPs.
 """
 
 import re
 from functools import cache
 from pathlib import Path
 
-import mmengine.config.utils
 import model_zoo
 import pytest
 import torch
 from helpers.metafiles import entries
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmattn
 from mmattn.attention import QuadTreeAttention
 
-CONFIGS = Path(__file__).parents[1] / 'configs'
+CONFIGS = Path(__file__).parents[2] / 'configs'
 LEAVES = sorted(
     str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts
 )
 ENTRIES = entries()
+pytestmark = pytest.mark.usefixtures('no_metafiles')
 ABLATIONS = [name for name in LEAVES if '/ablations/' in name]
 REGULAR = [name for name in ENTRIES if name not in ABLATIONS]
 TABLES = ('relative_position_bias_table', 'position_bias.table')
@@ -32,17 +32,9 @@ NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 @pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """Keep mmengine from reading all metafiles for each base; leave no default scope behind."""
-
-    def no_metafile(*_):
-        raise ValueError
-
-    monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', no_metafile)
+def default_data_folders(monkeypatch):
     for variable in ('MMATTN_COCO', 'MMATTN_ADE20K', 'MMATTN_IMAGENET'):
         monkeypatch.delenv(variable, raising=False)
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def read(name):
@@ -57,12 +49,12 @@ def build(cfg, device='meta'):
 
 @pytest.mark.parametrize('name', [name for name in LEAVES if name not in ENTRIES])
 def test_builds(name):
-    # mmdet's PVT v2 reads numbers while it is built.
+    # The constructor of mmdet's PVT v2 reads values of tensors.
     build(read(name), device='cpu' if 'pvtv2' in name else 'meta')
 
 
 @pytest.mark.parametrize('name', LEAVES)
-def test_keeps_a_good_checkpoint_and_stops_at_an_invalid_loss(name):
+def test_default_hooks_guard_checkpoints_and_loss(name):
     cfg = read(name)
     # mmengine deletes the oldest checkpoint before it writes the next one.
     assert cfg.default_hooks.checkpoint.max_keep_ckpts >= 2
@@ -90,7 +82,7 @@ DATA = dict(coco='CocoDataset', ade20k='ADE20KDataset', imagenet='ImageNet')
 
 
 def arch_of(part):
-    """``spp`` is small++, ``xxt`` xxtiny, ``t2`` tiny2; QuadTree's are called by their letter."""
+    """Name of the arch: small++ for ``spp``, xxtiny for ``xxt``; QuadTree's b2 for ``b2``."""
     if part['family'] == 'quadtree':
         return part['size']
     return ''.join(LETTERS.get(letter, letter) for letter in part['size'])
@@ -119,7 +111,7 @@ def test_is_what_its_name_says(name):
 
 @cache
 def settings(name):
-    """The resolved config as path -> value; lists of dicts are followed, too."""
+    """The resolved config as path -> value; lists of dicts are flattened, too."""
 
     def flatten(value, path):
         if isinstance(value, dict):
@@ -136,7 +128,7 @@ def settings(name):
 
 
 def differences(one, other):
-    """Paths of settings that one of two configs has alone, or with another value."""
+    """Paths of the settings in which two configs differ."""
     a, b = settings(one), settings(other)
     return {
         path for path in a.keys() | b.keys() if path not in a or path not in b or a[path] != b[path]
@@ -144,7 +136,7 @@ def differences(one, other):
 
 
 def kinds():
-    """Configs that differ in size alone: of one paper, head, schedule and image size."""
+    """Groups of configs with one paper, head, schedule, data set and image size."""
     found = {}
     for name in REGULAR:
         part = model_zoo.parse(ENTRIES[name])
@@ -236,13 +228,13 @@ def test_no_weight_decay_on_norms_and_bias_tables(name):
     for key, found in decays.items():
         free = key in norms or names[key] in tables
         if 'imagenet' in name:
-            # Nor on biases and layer scales.
+            # No decay on biases and layer scales either.
             free = free or dict(model.named_parameters())[names[key]].ndim == 1
         assert found == (0 if free else decay), names[key]
 
 
 @pytest.mark.parametrize('name', ['gcvit/dino_gcvit_l_coco.py', 'dat/dino_dat_tpp_12e_coco.py'])
-def test_dino_trains_the_bias_tables_at_the_rate_of_the_backbone(name):
+def test_dino_trains_bias_tables_at_the_backbones_rate(name):
     cfg = read(name)
     groups = build_optim_wrapper(build(cfg), cfg.optim_wrapper).optimizer.param_groups
     assert {(g['lr'], g['weight_decay']) for g in groups} == {(1e-4, 1e-4), (1e-5, 1e-4), (1e-5, 0)}
@@ -278,7 +270,7 @@ def test_quadtree_attends_as_its_published_weights_need_it(name, topk, act, othe
 
 
 def test_environment_variables_set_the_data_folders(monkeypatch, tmp_path):
-    """In a config of another folder that inherits, with and without a slash at the end."""
+    """For a config in another folder that inherits, with and without a trailing slash."""
     roots = {name: str(tmp_path / name) for name in ('coco', 'ade20k', 'imagenet')}
     for i, leaf in enumerate(LEAVES):
         for name, root in roots.items():
@@ -309,7 +301,7 @@ def test_default_data_roots_are_openmmlabs(name, root):
 
 
 def test_weights_by_two_options(tmp_path):
-    """The READMEs' options load a file into the backbone."""
+    """The two options of the READMEs load a file into the backbone."""
     backbone = mmattn.backbones.GCViT('xxtiny')
     torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
     cfg = read('gcvit/gcvit_xxt_imagenet.py')
@@ -327,7 +319,7 @@ def test_weights_by_two_options(tmp_path):
 
 @pytest.mark.parametrize('name', ['matched', 'threshold'])
 def test_imagenetv2_labels_are_folder_names(name, monkeypatch, tmp_path):
-    """Given the list of labels that configs/gcvit/README.md asks for."""
+    """With the list of labels that configs/gcvit/README.md asks for."""
     import cv2
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A project elsewhere on disk, mmattn installed from a wheel, and the tools of mmdet, mmseg and mim as they are."""
+"""Stock tools of mmdet, mmseg and mim in another project, with mmattn from a wheel."""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +16,7 @@ import pytest
 import mmattn
 import mmattn_configs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MIM = Path(sys.executable).with_name('mim')
 PIP = [sys.executable, '-m', 'pip', '--quiet', '--disable-pip-version-check']
 
@@ -85,7 +85,7 @@ custom_hooks = []
 
 @pytest.fixture(scope='module')
 def site(request, tmp_path_factory):
-    """The folder where mmattn is installed from a wheel: that of --installed, or one that is built here."""
+    """Folder with mmattn installed from a wheel: that of --installed, or one built here."""
     folder = tmp_path_factory.mktemp('site')
     wheel = request.config.getoption('--installed') or build_wheel(folder)
     subprocess.run(
@@ -97,10 +97,10 @@ def site(request, tmp_path_factory):
 
 
 def build_wheel(folder):
-    """A wheel of these sources in the folder, without compiled operators, which are there already."""
-    source = folder / 'source'  # setuptools leaves a build folder beside what it builds
+    """Build a wheel without compiled operators; return its path."""
+    source = folder / 'source'  # as setuptools leaves a build folder there
     for name in ('mmattn', 'configs', 'tools'):
-        ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so', 'csrc')
+        ignore = shutil.ignore_patterns('__pycache__', '.mim', '*.so')
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for path in ROOT.glob('*.*'):
         if path.suffix in ('.py', '.toml', '.yml', '.md', '.in'):
@@ -114,7 +114,7 @@ def build_wheel(folder):
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    """A folder with configs and data of its own, and nothing of mmattn."""
+    """A folder with configs and data, and nothing of mmattn."""
     folder = tmp_path_factory.mktemp('project')
     for name, text in PROJECT.items():
         (folder / f'{name}.py').write_text(text)
@@ -145,7 +145,7 @@ def run(site, project):
 
 
 def tool(package):
-    """train.py as the package's own wheel brings it."""
+    """Path of the train.py in a package's wheel."""
     return Path(importlib.util.find_spec(package).origin).parent / '.mim/tools/train.py'
 
 
@@ -157,7 +157,7 @@ def assert_trained(work_dir):
 
 
 def test_mim_trains_a_detector_with_mmdets_own_tool(run, tmp_path):
-    """mim knows packages by their distributions' names, and mmdet has two."""
+    """mim takes the name of a distribution, of which mmdet has two."""
     installed = {name.lower() for name in importlib.metadata.packages_distributions()['mmdet']}
     printed = run(MIM, 'train', installed.pop(), 'detector.py', '--work-dir', tmp_path)
     assert f'Training command is {sys.executable} {tool("mmdet")} detector.py' in printed
@@ -170,7 +170,7 @@ def test_mmsegs_own_tool_trains(run, tmp_path):
 
 
 def test_our_tool_trains(run, site, tmp_path):
-    """From the wheel, where `mim train mmattn` finds it."""
+    """Run train.py from the wheel, where `mim train mmattn` finds it."""
     ours = site / 'mmattn/.mim/tools/train.py'
     run(sys.executable, ours, 'classifier.py', '--work-dir', tmp_path)
     assert_trained(tmp_path)
@@ -184,7 +184,7 @@ def test_mim_searches(run, tmp_path):
     assert set(found['model'].values()) == {'gcvit'}
 
 
-# A file without bases of its own: mmengine reads all metafiles of mmdet for each of mmdet's.
+# A file without bases: for each base, mmengine reads all metafiles, which takes seconds.
 INHERITED = 'mmattn::_base_/datasets/multiscale.py'
 READ = """
 from mmengine.config import Config
@@ -209,7 +209,7 @@ print(cfg.multiscale[0].type, '_scope_' in cfg.multiscale[0], 'mmattn' in sys.mo
     ids=['mmengine first', 'torch first', 'expression'],
 )
 def test_configs_are_found(before, between, base, imports_mmattn, run, project):
-    """By torch's entry point; where that is switched off by mmattn's import, as ``_base_`` is evaluated."""
+    """By torch's entry point, or, with that off, by importing mmattn in ``_base_``."""
     (project / 'read.py').write_text(f'_base_ = {base}')
     code = f'import sys; {before}\n' + READ.format(between=between)
     code += f"if 'get_config' in dir(): print(get_config('{INHERITED}').multiscale[0].type)"

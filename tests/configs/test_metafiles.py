@@ -1,4 +1,4 @@
-"""The metafiles agree with the configs and the models."""
+"""Agreement of the metafiles with the configs and the models."""
 
 import json
 import re
@@ -6,34 +6,22 @@ from functools import cache
 from pathlib import Path
 
 import mmdet
-import mmengine.config.utils
 import model_zoo
 import pytest
 import torch
 from helpers.counting import multiply_adds, parameters
 from helpers.metafiles import entries
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from modelindex.load_model_index import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 ENTRIES = entries()
-# Not models of ours: the demos, other test sets for a classifier, another way to train the same
-# model, a baseline of mmdet's.
+pytestmark = pytest.mark.usefixtures('no_metafiles')
+# Without an entry: demos, other test sets of a classifier, the same model trained by FSDP, and a
+# baseline of mmdet.
 NO_MODEL = r'demo_|imagenetv2|fsdp|pvtv2'
-
-
-@pytest.fixture(autouse=True)
-def quick_and_clean(monkeypatch):
-    """Keep mmengine from reading all metafiles for each base; leave no default scope behind."""
-
-    def no_metafile(*_):
-        raise ValueError
-
-    monkeypatch.setattr(mmengine.config.utils, '_get_cfg_metainfo', no_metafile)
-    yield
-    DefaultScope._instance_dict.clear()
 
 
 def test_every_config_has_one_entry():
@@ -52,7 +40,7 @@ def test_entries_name_their_collection_and_config():
             assert model['Config'].endswith(f'/{model["Name"]}.py')
             assert model['In Collection'] in collections
             assert ('Change' in model['Metadata']) == ('/ablations/' in model['Config'])
-            # `mim download` and the inferencers would load it, and a page is no checkpoint.
+            # `mim download` and the inferencers would download it, but there is no such file.
             assert 'Weights' not in model
 
 
@@ -64,7 +52,7 @@ def test_openmmlabs_reader_finds_no_fault():
 
 
 @pytest.mark.parametrize('name', ENTRIES)
-def test_results_are_of_the_configs_task_and_cite_their_paper(name):
+def test_results_are_of_their_task_and_cite_their_paper(name):
     entry = ENTRIES[name]
     metrics = [metric for result in entry.get('Results', []) for metric in result['Metrics']]
     columns = model_zoo.TASKS[model_zoo.parse(entry)['dataset']][1] if metrics else {}
@@ -74,7 +62,7 @@ def test_results_are_of_the_configs_task_and_cite_their_paper(name):
 
 
 def image_size(cfg):
-    """Height and width of the image that FLOPs are counted for."""
+    """Height and width of the image for which FLOPs are counted."""
     if cfg.model.type == 'EncoderDecoder':
         return 512, 512
     if cfg.model.type != 'ImageClassifier':
@@ -102,17 +90,17 @@ def count(model_json, size):
 
 @pytest.mark.parametrize('name', ENTRIES)
 def test_parameters_and_flops(name):
-    """They are counted through the whole model, so that its channels fit each other, too."""
+    """Count through the whole model, which also proves that its channels fit."""
     cfg = Config.fromfile(CONFIGS / name)
     init_default_scope(cfg.default_scope)
     model = cfg.model.to_dict()
-    # It changes no count, and some schedules of one model differ in it alone.
+    # drop_path_rate changes no count, and is all that some schedules of one model differ in.
     model['backbone'].pop('drop_path_rate', None)
     found, work = count(json.dumps(model, sort_keys=True), image_size(cfg))
     metadata = ENTRIES[name]['Metadata']
     expected = metadata['Parameters']
     if cfg.model.type == 'DINO' and mmdet.__version__ == '3.3.0':
-        expected -= 256 * 512  # its decoder's ref_point_head takes 512 channels, the fork's 1024
+        expected -= 256 * 512  # ref_point_head takes 512 channels there, 1024 in the fork
     assert found == expected
     if published := metadata.get('Published Parameters (M)'):
         assert metadata['Parameters'] / 1e6 == pytest.approx(published, rel=0.04)

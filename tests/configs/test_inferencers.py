@@ -1,4 +1,4 @@
-"""The inferencers of mmdet, mmseg and mmpretrain take our configs and local checkpoints."""
+"""Inferencers of mmdet, mmseg and mmpretrain with our configs and local checkpoints."""
 
 import runpy
 from pathlib import Path
@@ -9,19 +9,21 @@ import pytest
 import torch
 from helpers import golden, published
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint as mmengine_load
-from mmengine.utils import ManagerMixin
 
 import mmattn  # noqa: F401  registers the backbones
 from mmattn.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 PHOTOGRAPHS = ROOT.parent / 'shared/data/coco_tiny/val2017'
 
-LOAD = "test_pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(192, 128), keep_ratio=True), "
-# Pipelines end in the task's own step; the smallest of the family, on small images.
+LOAD = """test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(192, 128), keep_ratio=True),
+   """
+# The smallest of the family, on small images; the last step depends on the task.
 DETECTOR = f"""
 _base_ = '{CONFIGS}/gcvit/mask_rcnn_gcvit_t_coco.py'
 model = dict(
@@ -42,24 +44,9 @@ test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 CLASSIFIER = CONFIGS / 'gcvit/gcvit_xxt_imagenet.py'
 
 
-@pytest.fixture(autouse=True)
-def clean():
-    """Scopes, loggers and visualizers outlive an inferencer."""
-
-    def forget(kind):
-        kind._instance_dict.clear()
-        for child in kind.__subclasses__():
-            forget(child)
-
-    yield
-    DefaultScope._instance_dict.clear()
-    for kind in ManagerMixin.__subclasses__():
-        forget(kind)
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    """Paths of an image that is made here, and of a photograph where there are some."""
+    """Paths of a generated image, and of a photograph if there is one."""
     path = tmp_path_factory.mktemp('image') / 'drawn.jpg'
     picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
     cv2.rectangle(picture, (30, 20), (90, 100), (255, 40, 0), -1)
@@ -75,7 +62,7 @@ def saved(text, file, folder, **dataset_meta):
     """Config file, checkpoint file and the model that it was made from."""
     path, checkpoint = folder / 'small.py', folder / 'epoch_1.pth'
     path.write_text(text)
-    model = published.fill(build(path), seed=1)
+    model = build(path)  # with initial weights: those of published.fill() detect nothing
     state = file(model, 'gcvit')
     assert (file is published.own_file) == (state.keys() == model.state_dict().keys())
     torch.save(dict(state_dict=state, meta=dict(dataset_meta=dataset_meta)), checkpoint)
@@ -117,12 +104,12 @@ def test_segmentor(file, images, tmp_path):
     from mmseg.apis import MMSegInferencer
 
     config, checkpoint, model = saved(SEGMENTOR, file, tmp_path, classes=None, palette=None)
-    # Without the data set's name it draws with the 19 colours of Cityscapes.
+    # Without the data set's name, it draws with the 19 colors of Cityscapes.
     options = dict(dataset_name='ade20k', device='cpu')
     inferencer = MMSegInferencer(config, checkpoint, **options)
     assert_same_weights(inferencer.model, model)
     found = inferencer(images, out_dir=str(tmp_path / 'out'))['predictions']
-    found = found if len(images) > 1 else [found]  # mmseg gives a single map as it is
+    found = found if len(images) > 1 else [found]  # mmseg returns a single map without a list
     for image, classes in zip(images, found, strict=True):
         assert classes.shape == cv2.imread(image).shape[:2]
         assert 0 <= classes.min() <= classes.max() < 150
@@ -142,7 +129,7 @@ def test_segmentor(file, images, tmp_path):
     ],
 )
 def test_load_from_and_stock_test_take_published_files(config, tmp_path):
-    """Runner's ``load_from``, stock test.py and init_detector all call this function of mmengine."""
+    """By the function of mmengine that ``load_from``, stock test.py and init_detector call."""
     source = published.fill(published.build(config, 'small'), seed=1)
     state = published.model_file(source, config.split('/')[0])
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'published.pth')
@@ -151,8 +138,8 @@ def test_load_from_and_stock_test_take_published_files(config, tmp_path):
     assert_same_weights(model, source)
 
 
-def test_backbone_of_a_stock_model_starts_from_a_published_classifier(tmp_path):
-    """``init_cfg`` in mmpretrain's model, as its configs write it."""
+def test_stock_models_start_from_a_published_classifier(tmp_path):
+    """By ``init_cfg``, as mmpretrain's configs write it."""
     torch.save(golden.state_dict('gcvit_xxt_cls_224'), tmp_path / 'published.pth.tar')
     cfg = Config.fromfile(CLASSIFIER)
     cfg.model.backbone.init_cfg = dict(

@@ -1,4 +1,4 @@
-"""Training that is killed, repeated, or fed with broken data; docs/reliability.md says what holds."""
+"""Training that is killed, repeated, or fed broken data, as docs/reliability.md describes."""
 
 import gc
 import json
@@ -64,8 +64,8 @@ def data(images, monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    """The configs ask for deterministic algorithms, which is a setting of the process."""
+def determinism_as_before():
+    """Restore the setting of deterministic algorithms, which the configs change."""
     before = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(before)
@@ -89,7 +89,7 @@ def first_epoch(tmp_path, *options):
 
 @pytest.fixture(scope='module')
 def uninterrupted(images, tmp_path_factory):
-    """Config, and the folder of a run of three epochs of two iterations."""
+    """Config and folder of a run of three epochs with two iterations each."""
     folder = tmp_path_factory.mktemp('uninterrupted')
     config = write_config(folder, SMALL)
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +99,7 @@ def uninterrupted(images, tmp_path_factory):
 
 
 def assert_alike(work_dir, reference, checkpoint):
-    """The steps that were logged since the resume, and all weights and moments at the end, are the same."""
+    """Assert equal losses since the resume, and equal final weights and optimizer state."""
     steps, expected = scalars(work_dir)[0], scalars(reference)[0][-len(scalars(work_dir)[0]) :]
     assert [step['loss'] for step in steps] == [step['loss'] for step in expected]
     states = [torch.load(f / checkpoint, weights_only=False) for f in (work_dir, reference)]
@@ -108,9 +108,7 @@ def assert_alike(work_dir, reference, checkpoint):
 
 
 @pytest.mark.parametrize('moment', ['while writing', 'while training'])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    moment, uninterrupted, images, monkeypatch, tmp_path
-):
+def test_a_killed_run_resumes_exactly(moment, uninterrupted, images, monkeypatch, tmp_path):
     config, reference = uninterrupted
     work_dir = tmp_path / 'run'
     options = [config, '--work-dir', work_dir]
@@ -141,8 +139,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     not hasattr(InfiniteSampler, 'skip'),
     reason="mmengine 0.10.7 loads the batches that it skips, which changes the next ones' flips",
 )
-def test_by_iteration_too_and_with_a_seed_that_was_drawn(data, tmp_path):
-    """It decides on the order of the images, and mmengine reads it too late for that."""
+def test_resuming_by_iteration_with_a_drawn_seed(data, tmp_path):
+    """The seed decides the order of images, and mmengine restores it too late for that."""
     config = write_config(tmp_path, SMALL, BY_ITERATION)
     whole, resumed = tmp_path / 'a', tmp_path / 'b'
     run_tool('train', config, '--work-dir', whole)
@@ -153,7 +151,7 @@ def test_by_iteration_too_and_with_a_seed_that_was_drawn(data, tmp_path):
     assert_alike(resumed, whole, 'iter_4.pth')
 
 
-# ---- A loss that is no number
+# ---- A loss that is not finite
 
 
 def test_an_invalid_loss_ends_training_and_names_the_batch(data, tmp_path):
@@ -170,7 +168,7 @@ def test_an_invalid_loss_ends_training_and_names_the_batch(data, tmp_path):
 
 
 def test_a_gradient_that_overflows_does_not_end_training(data, tmp_path, monkeypatch):
-    """What a loss scale meets now and then; it leaves such a step out."""
+    """A loss scaler skips such a step."""
     scaler = torch.amp.GradScaler('cpu', init_scale=2.0**126)
 
     def update_params(self, loss, **kwargs):
@@ -228,12 +226,12 @@ def test_images_without_objects_are_left_out(unannotated, tmp_path):
     assert len(first_epoch(tmp_path)) == 1
 
 
-def test_images_without_objects_are_trained_on_where_the_config_says_so(unannotated, tmp_path):
+def test_images_without_objects_can_be_kept(unannotated, tmp_path):
     keep = 'train_dataloader.dataset.filter_cfg.filter_empty_gt=False'
-    # Alone in its batch.
+    # One image per batch.
     steps = first_epoch(tmp_path, keep, 'train_dataloader.batch_size=1')
     assert len(steps) == 4
-    # Without an object there is no box to regress and no mask.
+    # Without objects there are no masks to learn.
     assert sorted(step['s0.loss_mask'] > 0 for step in steps) == [False, False, True, True]
 
 
@@ -318,7 +316,7 @@ def test_two_runs_with_one_seed_give_the_same_weights(family, threads, compiled)
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_an_image_size_leaves_nothing_behind(family, compiled):
-    """No grid, mask or index that is kept for each size; `benchmark.py soak` watches all memory."""
+    """No grid, mask or index is cached per size; `benchmark.py soak` measures all memory."""
 
     def held():
         gc.collect()
