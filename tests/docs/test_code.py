@@ -57,8 +57,8 @@ def read_config(block, folder):
 def run(block, namespace, capsys):
     """Execute a block, statement by statement, and hold shapes to what the comments say.
 
-    A comment with a shape belongs to the statement that ends in its line: to the tensor that it assigns, or to
-    what it prints.
+    A comment with a shape belongs to the statement that ends in its line: to the tensor that it
+    assigns, or to its output.
     """
     lines = block.text.splitlines()
     for statement in ast.parse(block.text).body:
@@ -139,7 +139,7 @@ def make(reader):
             'coco',
             lambda sample: set(sample.gt_instances.labels.tolist()) <= {0, 1, 2},
         ),
-        # What is not labelled is ignored.
+        # What is not labeled is ignored.
         ('my_segmentor.py', 'ade20k', lambda sample: 255 in sample.gt_sem_seg.data),
         ('my_classifier.py', 'imagenet', lambda sample: 0 <= sample.gt_label.item() < 6),
     ],
