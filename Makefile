@@ -117,15 +117,19 @@ docs: setup ## Write the pages that are made from other files, and build the sit
 	$(RUN) -m mkdocs build
 	@echo 'open site/index.html'
 
+KERNELS = $(wildcard mmattn/ops/csrc/*.h mmattn/ops/csrc/*/*)
+
 lint: $(DONE)/mmattn ## Check style and types, change nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(KERNELS)
 	$(VENV)/bin/codespell
 	$(VENV)/bin/mypy
 
 format: $(DONE)/mmattn ## Mend style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(KERNELS)
 
 clean: ## Remove the environments and what was built; work_dirs stays
 	rm -rf .venv .venv-upstream build dist site *.egg-info mmattn/.mim .pytest_cache .ruff_cache \
