@@ -8,6 +8,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmattn.backbones import DAT, GCViT, QuadTree
 
+pytestmark = pytest.mark.no_backend
+
 FAMILIES = {
     'gcvit': (GCViT, dict(embed_dims=16, depths=(1, 1, 3, 1), num_heads=(1, 1, 2, 2), mlp_ratio=2)),
     'dat': (

@@ -240,6 +240,7 @@ def test_copies_and_pickles(kind):
         assert not torch.equal(model(x)[3], twin(x)[3])
 
 
+@pytest.mark.no_backend
 @every_kind
 def test_compiles_to_one_graph(kind):
     model, x = small(kind).double(), torch.randn(1, 3, 70, 64, dtype=torch.float64)

@@ -437,9 +437,8 @@ def test_a_batch_gives_the_same_updates_however_split(two_processes, config, tmp
     assert_same_updates(tmp_path / 'accumulated', expected)
 
     options = ['--cfg-options', ONE_IMAGE]
-    printed = two_processes(path, *common, tmp_path / 'replicated', *options)
+    two_processes(path, *common, tmp_path / 'replicated', *options)
     assert_same_updates(tmp_path / 'replicated', expected)
-    assert 'Grad strides do not match' not in printed
 
     path = config(UPDATES.replace('*SHARDED', "'{configs}/_base_/fsdp.py'"))
     options = [*common, tmp_path / 'sharded', *options]

@@ -133,7 +133,7 @@ def test_a_training_is_published_and_loads_everywhere(run, publish, tmp_path):
         expected[kind] = outputs(model)
         ours = build(config)
         report = load_checkpoint(ours, files[kind])
-        assert report.format == 'published quadtree model'
+        assert report.format == 'mmattn quadtree model'
         assert not report.dropped and not report.resized and not report.fresh
         assert equal(outputs(ours), expected[kind])
     assert not equal(expected['ema'], expected['raw'])
