@@ -13,7 +13,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={
             'relative_position_bias_table': dict(lr_mult=0.1, decay_mult=0.0),
-            'position_bias.table': dict(lr_mult=0.1, decay_mult=0.0),
+            'position_bias.': dict(lr_mult=0.1, decay_mult=0.0),
         }
     )
 )

@@ -88,13 +88,13 @@ class FixedBias(NoBias):
     def __init__(self, num_heads: int, query_side: int, key_side: int):
         super().__init__()
         self.sides = (query_side, query_side), (key_side, key_side)
-        self.table = nn.Parameter(torch.empty(num_heads, query_side**2, key_side**2))
-        nn.init.trunc_normal_(self.table, std=0.02)
+        self.pairs = nn.Parameter(torch.empty(num_heads, query_side**2, key_side**2))
+        nn.init.trunc_normal_(self.pairs, std=0.02)
 
     def bias(self, queries: QueryGrid, positions: Tensor) -> Tensor:
         """(1, heads, Nq, Nk)."""
         query_side, key_side = self.sides
-        bias = _resize_rows(self.table, query_side, queries.size)
+        bias = _resize_rows(self.pairs, query_side, queries.size)
         bias = _resize_rows(bias.mT, key_side, positions.shape[2:4]).mT[None]
         return bias[:, :, queries.tokens]
 

@@ -111,6 +111,8 @@ def rename_on_load(backbone: Backbone, state_dict: dict[str, Any], prefix: str, 
     }
     if all(name in wanted and value.shape == wanted[name].shape for name, value in own.items()):
         return
+    if not any(map(_STAGE.match, wanted)):  # FSDP gives the names to rank 0 alone
+        return
     fitted = fit_backbone(own, wanted, backbone.family)
     for name in own:
         del state_dict[prefix + name]

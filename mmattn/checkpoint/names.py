@@ -165,6 +165,13 @@ def rename(state: Mapping[str, Tensor], family: str) -> StateDict:
     1 x 1 convolutions become linear layers. Names that no pattern matches stay.
     """
     renamed = {}
+    # 0.1.0's bias for each pair of cells; with a weight beside it, the bias of a convolution.
+    state = {
+        name.replace('.rpe_table.bias', '.position_bias.pairs')
+        if name.replace('.rpe_table.bias', '.rpe_table.weight') not in state
+        else name: value
+        for name, value in state.items()
+    }
     # DAT's stem has one convolution under the names of DAT++'s first.
     one_stem = 'patch_proj.0.weight' in state and 'patch_proj.3.weight' not in state
     for name, value in state.items():

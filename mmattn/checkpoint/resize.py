@@ -19,13 +19,10 @@ def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     Returns:
         The table of that shape, or None where the two are not tables of the same heads.
     """
+    if table.ndim != 2 or len(shape) != 2 or table.shape[1] != shape[1]:
+        return None
     sides = [math.isqrt(rows) for rows in (table.shape[0], shape[0])]
-    if (
-        table.ndim != 2
-        or table.shape[1] != shape[1]
-        or sides[0] ** 2 != table.shape[0]
-        or sides[1] ** 2 != shape[0]
-    ):
+    if sides[0] ** 2 != table.shape[0] or sides[1] ** 2 != shape[0]:
         return None
     image = table.t().reshape(1, -1, sides[0], sides[0])
     wanted = F.interpolate(

@@ -97,3 +97,29 @@ def test_a_file_of_the_other_generation_does_not_fit():
     with pytest.raises(CheckpointError, match='is no dat'):
         load_checkpoint(model, {'stages.0.blocks.0.attn.qkv.weight': torch.zeros(3)})
     assert_same_values(model, before)
+
+
+@pytest.mark.parametrize(
+    'position_bias, names',
+    [
+        ('fixed', {'pairs': '.bias'}),
+        ('depthwise', {'conv.weight': '.weight', 'conv.bias': '.bias'}),
+        ('log_cpb', {f'mlp.{part}': f'.mlp.{part}' for part in ('0.weight', '0.bias', '2.weight')}),
+    ],
+)
+def test_ablations_of_0_1_0(position_bias, names):
+    """Its position biases were all named rpe_table, whatever they were."""
+    arch = dict(SMALL['dat'], position_bias=position_bias)
+    source, model = (DAT(arch, img_size=96, window_size=3) for _ in range(2))
+    for parameter in source.parameters():
+        nn.init.normal_(parameter)
+    state = published.dat_names(source.state_dict())
+    for ours, theirs in names.items():
+        for name in [name for name in state if name.endswith(f'.position_bias.{ours}')]:
+            state[name.removesuffix(f'.position_bias.{ours}') + f'.rpe_table{theirs}'] = state.pop(
+                name
+            )
+    assert sum('.rpe_table' in name for name in state) == 3 * len(names)
+    report = load_checkpoint(model, state)
+    assert not report.fresh and not report.resized
+    assert_same_values(model, source.state_dict())

@@ -27,7 +27,7 @@ ENTRIES = entries()
 pytestmark = pytest.mark.usefixtures('no_metafiles')
 ABLATIONS = [name for name in LEAVES if '/ablations/' in name]
 REGULAR = [name for name in ENTRIES if name not in ABLATIONS]
-TABLES = ('relative_position_bias_table', 'position_bias.table')
+TABLES = re.compile(r'relative_position_bias_table$|\.position_bias\.')
 NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
@@ -212,6 +212,8 @@ def test_the_pvt_v2_baseline_has_quadtrees_body():
         'dat/mask_rcnn_dat_tpp_3x_coco.py',
         'dat/upernet_dat_t_ade20k.py',
         'dat/dat_t_imagenet.py',
+        'dat/ablations/dat_t_fixed_position_bias_imagenet.py',
+        'dat/ablations/dat_t_log_cpb_imagenet.py',
     ],
 )
 def test_no_weight_decay_on_norms_and_bias_tables(name):
@@ -219,7 +221,7 @@ def test_no_weight_decay_on_norms_and_bias_tables(name):
     model = build(cfg)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
-    tables = {name for name in names.values() if name.endswith(TABLES)}
+    tables = {name for name in names.values() if TABLES.search(name)}
     assert tables
     decay = cfg.optim_wrapper.optimizer.weight_decay
     groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups

@@ -12,7 +12,7 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         custom_keys={
             'relative_position_bias_table': dict(decay_mult=0.0),
-            'position_bias.table': dict(decay_mult=0.0),
+            'position_bias.': dict(decay_mult=0.0),
         },
     ),
 )

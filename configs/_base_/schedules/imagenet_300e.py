@@ -8,7 +8,7 @@ _base_ = [
 ]
 optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(custom_keys={'position_bias.table': dict(decay_mult=0.0)}),
+    paramwise_cfg=dict(custom_keys={'position_bias.': dict(decay_mult=0.0)}),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
