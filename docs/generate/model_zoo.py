@@ -50,7 +50,7 @@ published figures follow in parentheses. Classifiers have 1000 classes and their
 224 x 224 unless named; detectors are counted at 1280 x 800 with 1000 proposals and 100 masks,
 segmentors at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
 
-To inherit a config, write its path below `configs/` as `_base_ = 'mmattn::PATH'`
+`_base_ = 'mmattn::PATH'`, with a path in `configs/`, inherits a config
 ([In your own project](your_project.md)). Weights come from the authors' pages
 ([Checkpoints](checkpoints.md)).
 
