@@ -5,7 +5,7 @@ python docs/generate/model_zoo.py
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ TASKS = {
 HEADER = """\
 # Model zoo
 
-Every model that has a config, from `configs/*/metafile.yml`, which `mim search mmattn` shows, too.
+Each family's page on GitHub, linked below, has a table of all its models with their configs, made
+from `configs/*/metafile.yml`. `mim search mmattn` lists them, too.
 
 **Results are the papers'**, and what the configs aim at; nothing was trained to that length here. A
 model without results has none in our sources and is there for comparison. GC ViT-L at 384 and 512
@@ -49,15 +50,15 @@ published figures follow in parentheses. Classifiers have 1000 classes and their
 224 x 224 unless named; detectors are counted at 1280 x 800 with 1000 proposals and 100 masks,
 segmentors at 512 x 512 without the auxiliary head. DINO's FLOPs are not counted.
 
-Config paths are relative to `configs/`; `_base_ = 'mmattn::PATH'` inherits one
-([In your own project](your_project.md)). **Weights** are on the authors' page that each section
-names ([Checkpoints](checkpoints.md)).
+`_base_ = 'mmattn::PATH'`, with a path in `configs/`, inherits a config
+([In your own project](your_project.md)). Weights come from the authors' pages
+([Checkpoints](checkpoints.md)).
+
 """
+TREE = 'https://github.com/mmattn/mmattn/tree/main'
 
 # A metafile's collection or model.
 Entry = dict[str, Any]
-# The cell that leads to a model's config.
-Link = Callable[[Entry], str]
 
 
 def metafiles() -> dict[str, Entry]:
@@ -71,10 +72,6 @@ def collections(metafile: Entry) -> Iterator[tuple[Entry, list[Entry]]]:
     for collection in metafile['Collections']:
         name = collection['Name']
         yield collection, [m for m in metafile['Models'] if m['In Collection'] == name]
-
-
-def all_collections() -> list[tuple[Entry, list[Entry]]]:
-    return [pair for metafile in metafiles().values() for pair in collections(metafile)]
 
 
 def results(model: Entry) -> dict[str, float]:
@@ -127,22 +124,13 @@ def size(model: Entry, key: str, unit: str) -> str:
     return f'{counted} ({published:g})' if published else counted
 
 
-def path_below_configs(model: Entry) -> str:
-    """The cell of docs/model_zoo.md, whose site has no configs to link to."""
-    return f'`{model["Config"].removeprefix("configs/")}`'
+def tail(model: Entry, folder: str) -> list[str]:
+    """The cells at the end of each row, with the config's path from ``folder``."""
+    link = f'[config]({os.path.relpath(model["Config"], folder)})'
+    return [size(model, 'Parameters', 'M'), size(model, 'FLOPs', 'G'), link]
 
 
-def link_from(folder: str) -> Link:
-    """Cells of a README in ``folder``."""
-    return lambda model: f'[config]({os.path.relpath(model["Config"], folder)})'
-
-
-def tail(model: Entry, link: Link) -> list[str]:
-    """The cells at the end of each row."""
-    return [size(model, 'Parameters', 'M'), size(model, 'FLOPs', 'G'), link(model)]
-
-
-def tables(collection: Entry, models: list[Entry], level: str, link: Link) -> Iterator[str]:
+def tables(collection: Entry, models: list[Entry], folder: str) -> Iterator[str]:
     """Lines of a collection's tables: one for each task, and one of its ablations."""
     name = display(collection)
     ablations = [model for model in models if 'Change' in model['Metadata']]
@@ -153,30 +141,16 @@ def tables(collection: Entry, models: list[Entry], level: str, link: Link) -> It
             if parse(model)['dataset'] == dataset:
                 found = results(model)
                 figures = [f'{found[m]:.1f}' if m in found else '' for m in metrics.values()]
-                rows.append([title(model), *figures, *tail(model, link)])
-        yield from ('', f'{level} {name}: {heading}', '')
+                rows.append([title(model), *figures, *tail(model, folder)])
+        yield from ('', f'### {name}: {heading}', '')
         yield from table(['model', *metrics, 'params', 'FLOPs', 'config'], rows)
     if ablations:
         rows = [
-            [m['Metadata']['Change'], m['Metadata'].get('Published Effect', ''), *tail(m, link)]
+            [m['Metadata']['Change'], m['Metadata'].get('Published Effect', ''), *tail(m, folder)]
             for m in ablations
         ]
-        yield from ('', f'{level} {name}: ablations', '')
+        yield from ('', f'### {name}: ablations', '')
         yield from table(['change', 'published effect', 'params', 'FLOPs', 'config'], rows)
-
-
-def section(collection: Entry, models: list[Entry]) -> Iterator[str]:
-    """Lines of docs/model_zoo.md about one collection."""
-    metadata, paper = collection['Metadata'], collection['Paper']
-    yield from ('', f'## {display(collection)}', '')
-    yield f'[{paper["Title"]}]({paper["URL"]}).'
-    yield f'Weights: <{metadata["Weights Page"]}>; license: {metadata["Weights License"]}.'
-    yield from tables(collection, models, '###', path_below_configs)
-
-
-def page() -> str:
-    """Text of docs/model_zoo.md."""
-    return HEADER + '\n'.join(line for pair in all_collections() for line in section(*pair)) + '\n'
 
 
 def spread(models: list[Entry], metric: str) -> str:
@@ -202,16 +176,23 @@ def summary() -> str:
     return '\n'.join(table(heads, rows))
 
 
+def page() -> str:
+    """Text of docs/model_zoo.md: the table of README.md, and where the weights are."""
+    rows = [re.sub(r'\((.*)/README.md\)', rf'({TREE}/\1)', row) for row in summary().splitlines()]
+    metadata = [c['Metadata'] for metafile in metafiles().values() for c in metafile['Collections']]
+    weights = [f' [{m["Weights License"]}]({m["Weights Page"]}) |' for m in metadata]
+    tails = [" authors' weights: license |", ' --- |', *weights]
+    return HEADER + ''.join(f'{row}{tail}\n' for row, tail in zip(rows, tails, strict=True))
+
+
 def readme_beside(metafile: str) -> str:
     return os.path.join(os.path.dirname(metafile), 'README.md')
 
 
 def family_tables(metafile: str) -> str:
     """The tables of the README beside a metafile."""
-    link = link_from(os.path.dirname(metafile))
-    lines = [
-        line for pair in collections(metafiles()[metafile]) for line in tables(*pair, '###', link)
-    ]
+    folder, pairs = os.path.dirname(metafile), collections(metafiles()[metafile])
+    lines = [line for pair in pairs for line in tables(*pair, folder)]
     return '\n'.join(lines[1:])
 
 
