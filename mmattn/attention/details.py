@@ -1,4 +1,4 @@
-"""What attention modules looked at: the results of their ``details(*inputs, queries=None)``.
+"""Results of the attention modules' ``details(*inputs, queries=None)``.
 
 Every module of :mod:`mmattn.attention` answers this call for the inputs of its ``forward``.
 ``queries`` are row-major indices of some tokens of the map, int64 (n,); None takes all, n = H * W.

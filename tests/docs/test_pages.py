@@ -89,7 +89,7 @@ def test_titles(name, title):
 
 
 class Resources(HTMLParser):
-    """What a page loads, and paragraphs that were meant to be lists or tables."""
+    """Collects what a page loads, and paragraphs that were meant to be lists or tables."""
 
     def __init__(self):
         super().__init__()

@@ -16,7 +16,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Tile(NamedTuple):
-    """How a kernel cuts attention into pieces.
+    """Tile sizes and launch parameters of an attention kernel.
 
     Attributes:
         own: tokens, queries or keys, whose result a program makes.

@@ -158,7 +158,7 @@ def _program(tiles, heads):
 
 @triton.jit
 def _rows(x, strides, image, head, n):
-    """Where the tokens n of an image and head begin."""
+    """Offsets of the tokens n of an image and head."""
     return x + image * strides[0] + head * strides[1] + n.to(tl.int64) * strides[2]
 
 

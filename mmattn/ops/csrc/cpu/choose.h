@@ -13,7 +13,7 @@ namespace {
 template <class A>
 using OrderOf = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 
-// An integer that orders numbers as they are ordered; both zeros are one.
+// An integer with the order of the floating-point number; both zeros are equal.
 template <class A>
 inline OrderOf<A> order_of(A x) {
   using Order = OrderOf<A>;

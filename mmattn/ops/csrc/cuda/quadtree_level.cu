@@ -4,7 +4,7 @@
 namespace mmattn {
 namespace {
 
-// An integer that orders numbers as they are ordered; both zeros are one.
+// An integer with the order of the floating-point number; both zeros are equal.
 __device__ inline int32_t order_of(float x) {
   x += 0.0f;
   int32_t bits;
