@@ -139,11 +139,11 @@ class BuildWithMim(build_py):
             self.copy(sources, Path(self.build_lib, 'mmattn', '.mim'))
 
     def link(self, sources, target):
-        target.mkdir(exist_ok=True)
+        # Links of an earlier build, or the folders of a copied tree.
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
         for source in sources:
-            link = target / source.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(Path('..', '..', source.name))
+            (target / source.name).symlink_to(Path('..', '..', source.name))
 
     def copy(self, sources, target):
         # The folder of an earlier build may hold files that were removed since.
