@@ -102,7 +102,7 @@ def build(name: str, kind: str, **options: object) -> nn.Module:
 def build_peer(name: str, size: tuple[int, int]) -> nn.Module:
     """Build timm's backbone of that name."""
     try:
-        import timm  # type: ignore[import-not-found]
+        import timm  # type: ignore[import-not-found] # optional, for --peers
     except ImportError as error:
         raise SystemExit(f'--peers needs timm ({error}): pip install timm') from error
     timm_name, drop_path_rate = PEERS[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
@@ -325,7 +326,7 @@ def look_up_arch(arch: str | dict, zoo: dict[str, Arch], row: type[Arch]) -> Arc
         try:
             return row(**arch)
         except TypeError as error:
-            fields = ', '.join(row.__dataclass_fields__)  # type: ignore[attr-defined]
+            fields = ', '.join(signature(row).parameters)
             raise ValueError(
                 f'arch as a dict takes the keys {fields}, got {", ".join(arch)} ({error})'
             ) from error

@@ -11,8 +11,6 @@ import pytest
 from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 
-import mmattn  # noqa: F401  lets mmseg and mmpretrain load beside a torchvision without operators
-
 TOOL = Path(__file__).parents[3] / 'tools/misc/make_demo_dataset.py'
 
 
