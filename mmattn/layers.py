@@ -166,20 +166,17 @@ class ScaledResidual(nn.Module):
         rate: probability of dropping the branch, in [0, 1).
     """
 
-    keep: Tensor
-
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
-        self.drops = rate > 0
-        # A tensor: compiled blocks that differ in their rate alone then share one program.
-        self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
+        self.drops = rate > 0  # compiled blocks that differ in their rate alone share one program
 
     def forward(self, x: Tensor, branch: Tensor, gamma: Tensor | None = None) -> Tensor:
         """Maps (B, H, W, C) and, if the branch is scaled, gamma (C,) -> (B, H, W, C)."""
         if self.training and self.drops:
-            chance = torch.rand(x.shape[0], 1, 1, 1, device=x.device, dtype=self.keep.dtype)
-            factor = ((chance < self.keep) / self.keep).to(x.dtype)
+            keep = 1.0 - self.rate
+            chance = torch.rand(x.shape[0], 1, 1, 1, device=x.device)
+            factor = ((chance < keep) / keep).to(x.dtype)
             gamma = factor if gamma is None else factor * gamma
         return x + branch if gamma is None else torch.addcmul(x, branch, gamma)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,8 +34,16 @@ class _WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         index = relative_position_index(window_size)
         self.register_buffer('relative_position_index', index, persistent=False)
+        self.register_load_state_dict_post_hook(_materialize_index)
         self.qkv = nn.Linear(dim, num_projections * dim)
         self.proj = nn.Linear(dim, dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _WindowAttention:
+        """Move or convert; ``to_empty`` would leave the index, which no file has, undefined."""
+        super()._apply(fn, recurse)
+        if not self.relative_position_index.is_meta:
+            self.relative_position_index.copy_(relative_position_index(self.window_size))
+        return self
 
     def project(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
         """Project the tokens of a map and the zero token that completes its windows.
@@ -71,6 +81,14 @@ class _WindowAttention(nn.Module):
         )  # (B, windows, heads, N, N)
         layout = window_tokens(height, width, self.window_size, self.shift).to(k.device)
         return select_windows(weights, layout, select_queries(queries, height * width, k.device))
+
+
+def _materialize_index(attention: _WindowAttention, _: object) -> None:
+    """Build the index of a module whose weights came by ``load_state_dict(assign=True)``."""
+    device = attention.relative_position_bias_table.device
+    if attention.relative_position_index.is_meta and device.type != 'meta':
+        index = relative_position_index(attention.window_size)
+        attention.relative_position_index = index.to(device)
 
 
 class WindowAttention(_WindowAttention):
