@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .wrappers import unwrap
+
 # Containers of the weights in checkpoints of training programs, and of their average; the first
 # that is there wins.
 RAW_WEIGHTS = ('state_dict', 'model')
@@ -37,7 +39,7 @@ def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], st
     Args:
         source: a ``.safetensors`` file or one of ``torch.save``, an http(s) address of one
             (downloaded once into torch.hub's folder), or a mapping. Weights may lie in a container
-            ('state_dict', 'model', ...) and carry DDP's ``module.`` prefix.
+            ('state_dict', 'model', ...) and have names that torch's wrappers (DDP, compile) make.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,7 +73,7 @@ def weight_sets(content: Any) -> dict[str, str]:
 
 
 def weights_of(content: Any, label: str, container: str | None) -> dict[str, Tensor]:
-    """Tensors in a container of a checkpoint, or at its top, without DDP's prefix.
+    """Tensors in a container of a checkpoint, or at its top, without what wrappers add to names.
 
     Raises:
         CheckpointError: there are none.
@@ -87,9 +89,7 @@ def weights_of(content: Any, label: str, container: str | None) -> dict[str, Ten
         )
     if container == MMENGINE_RAW_WEIGHTS:
         state.pop('steps')
-    if all(name.startswith('module.') for name in state):
-        state = {name.removeprefix('module.'): value for name, value in state.items()}
-    return state
+    return unwrap(state)
 
 
 def _has(content: object, container: str) -> bool:

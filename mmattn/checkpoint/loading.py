@@ -20,6 +20,7 @@ from .names import (
     rename,
 )
 from .report import LoadReport
+from .wrappers import find_prefixes
 
 BACKBONE = 'backbone.'
 LAST_NORM = 'norm3.'
@@ -48,7 +49,8 @@ def load_checkpoint(
         strict: raise unless every tensor of the source is used or known to be droppable, and every
             one of the model is loaded or known to be fresh. Otherwise what does not fit is left out
             and reported.
-        prefix: take only names that begin so, without it.
+        prefix: take only names that begin so, without it. Not needed for what torch's wrappers add
+            to names, nor where all weights of a model lie below one prefix, such as ``model.``.
 
     Returns:
         Report of what was loaded, resized, dropped and left fresh; print it.
@@ -63,8 +65,12 @@ def load_checkpoint(
     model = getattr(model, 'module', model)
     backbone, is_whole = _find_backbone(model)
     state, label = read_state_dict(source)
-    if prefix:
-        state = _below(state, prefix, label)
+    if prefix is None:
+        prefix = _only_prefix(state, label, backbone.family)
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'  # as mmengine
+    outside = [name for name in state if not name.startswith(prefix)]
+    state = _below(state, prefix, label)
     body, heads = _split(state)
     origin = find_origin(body, backbone.family)
     if origin is None:
@@ -73,6 +79,7 @@ def load_checkpoint(
     fitted = fit_backbone(body, backbone.state_dict(), backbone.family)
     kind = _kind(fitted.classifier, heads)
     report = LoadReport(label, f'{origin} {backbone.family} {kind}')
+    report.dropped |= dict.fromkeys(outside, f'not below {prefix!r}')
     wanted = model.state_dict()
     if not is_whole:
         wanted = {BACKBONE + name: value for name, value in wanted.items()}
@@ -137,6 +144,16 @@ def _find_backbone(model: nn.Module) -> tuple[Backbone, bool]:
         f'model must be or have as its backbone one of GCViT, DAT, QuadTree, '
         f'got {type(model).__name__}'
     )
+
+
+def _only_prefix(state: StateDict, label: str, family: str) -> str:
+    prefixes = find_prefixes(state, family)
+    if len(prefixes) > 1 and '' not in prefixes:
+        raise CheckpointError(
+            f'{label} holds {len(prefixes)} {family} models, below '
+            f'{" and ".join(map(repr, prefixes))}: choose one by prefix. The model is unchanged.'
+        )
+    return prefixes[0] if len(prefixes) == 1 else ''
 
 
 def _below(state: StateDict, prefix: str, label: str) -> StateDict:
