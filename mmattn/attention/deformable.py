@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.layers import channel_last
-from mmattn.ops import deform_sample
+from mmattn.ops import at_least, deform_sample
 
 from .details import DeformableDetails
 from .heads import check_heads, select_queries
@@ -181,7 +181,7 @@ class DeformableAttention(nn.Module):
 
     def _steps(self, side: int) -> int:
         """Number of steps into which ``side`` points divide [-1, 1]."""
-        return torch.sym_max(side - 1, 1) if self.plus_plus else side
+        return at_least(side - 1, 1) if self.plus_plus else side
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager:

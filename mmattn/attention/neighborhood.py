@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmattn.ops import exporting, neighborhood_attention, neighborhood_attention_weights
+from mmattn.ops import (
+    at_least,
+    neighborhood_attention,
+    neighborhood_attention_weights,
+    recording,
+)
 
 from .details import LocalDetails
 from .heads import check_heads, select_queries
@@ -66,7 +71,7 @@ class NeighborhoodAttention(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys, values (B, H, W, heads, d) of the map, completed to the kernel's size."""
-        bottom, right = (torch.sym_max(0, self.kernel_size - side) for side in x.shape[1:3])
-        if exporting() or bottom or right:
+        bottom, right = (at_least(self.kernel_size - side, 0) for side in x.shape[1:3])
+        if recording() or bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)

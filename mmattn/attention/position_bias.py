@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmattn.ops import deform_attention, deform_bias, exporting
+from mmattn.ops import deform_attention, deform_bias, recording
 
 
 class QueryGrid(NamedTuple):
@@ -101,7 +101,7 @@ class FixedBias(NoBias):
 
 def _resize_rows(x: Tensor, size: tuple[int, int], wanted: tuple[int, ...]) -> Tensor:
     """(heads, h * w, n) -> (heads, h' * w', n), rows interpolated bilinearly as a map."""
-    if not exporting() and tuple(size) == tuple(wanted):
+    if not recording() and tuple(size) == tuple(wanted):
         return x
     image = x.mT.unflatten(2, size)
     resized = F.interpolate(image, size=tuple(wanted), mode='bilinear', align_corners=True)

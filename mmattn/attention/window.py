@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmattn.layers import relative_position_bias, relative_position_index
-from mmattn.ops import exporting, window_attention, window_attention_weights
+from mmattn.ops import recording, window_attention, window_attention_weights
 
 from .details import LocalDetails
 from .heads import check_heads, select_queries
@@ -57,7 +57,7 @@ class _WindowAttention(nn.Module):
         """
         batch, height, width, dim = x.shape
         heads = (self.num_projections, self.num_heads, -1)
-        recorded = exporting() or torch.compiler.is_compiling()  # for other sizes, too
+        recorded = recording() or torch.compiler.is_compiling()  # for other sizes, too
         if not recorded and not height % self.window_size and not width % self.window_size:
             return self.qkv(x).unflatten(-1, heads).unbind(-3), (None,) * self.num_projections
         # The zero token rides along: one call of the layer, whatever the layer is.

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmattn.checkpoint import load_checkpoint, rename_on_load
 from mmattn.layers import ScaledResidual
-from mmattn.ops import exporting
+from mmattn.ops import recording
 
 NUM_STAGES = 4
 MIN_IMAGE_SIDE = 32
@@ -177,7 +177,7 @@ class PyramidBackbone(BaseModule):
         """
         check_image(x, self.in_channels)
         size = x.shape[2:]
-        is_small = not exporting() and min(size) < MIN_IMAGE_SIDE
+        is_small = not recording() and min(size) < MIN_IMAGE_SIDE
         if is_small:
             bottom, right = (max(0, MIN_IMAGE_SIDE - side) for side in size)
             x = F.pad(x, (0, right, 0, bottom))

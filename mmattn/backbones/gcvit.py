@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmattn.attention import GlobalWindowAttention, WindowAttention
 from mmattn.layers import ConvNorm, Mlp, channel_last
-from mmattn.ops import exporting
+from mmattn.ops import recording
 
 from .ablations import MaxPoolDownsample, PatchMergingDownsample
 from .base import (
@@ -176,7 +176,7 @@ class GlobalQueryGenerator(nn.Module):
         """(B, H, W, C) -> (B, window_size, window_size, C), resized if the steps end elsewhere."""
         x = self.steps(x.permute(0, 3, 1, 2))
         window = (self.window_size, self.window_size)
-        if exporting() or x.shape[2:] != window:
+        if recording() or x.shape[2:] != window:
             x = F.interpolate(x, size=window, mode='bicubic')
         return x.permute(0, 2, 3, 1)
 

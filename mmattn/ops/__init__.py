@@ -1,6 +1,13 @@
 """Attention operators as plain functions, with their PyTorch references."""
 
-from ._backend import BackendReport, backend_report, exporting, known_equal
+from ._backend import (
+    BackendReport,
+    at_least,
+    backend_report,
+    exporting,
+    known_equal,
+    recording,
+)
 from .deformable import (
     deform_attention,
     deform_attention_reference,
@@ -29,7 +36,9 @@ __all__ = [
     'deform_sample',
     'deform_sample_reference',
     'exporting',
+    'at_least',
     'known_equal',
+    'recording',
     'neighborhood_attention',
     'neighborhood_attention_reference',
     'neighborhood_attention_weights',

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+# Of a map; a symbol or a tensor in recorded graphs.
+Size = int | torch.SymInt | Tensor
 
 MODES = ('auto', 'compiled', 'reference')
 
@@ -70,12 +74,28 @@ def exporting() -> bool:
     )
 
 
-def known_equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    """True if two sizes are equal; in an exported graph, if they are equal for every input.
+def recording() -> bool:
+    """True while a graph is recorded that will run on maps of other sizes, too.
+
+    Besides exporters, ``torch.jit.trace`` does it, for TensorBoard and mmengine's FLOP counter, too.
+    Its graphs hold the operators, and the sizes in it are tensors.
+    """
+    return exporting() or torch.jit.is_tracing()
+
+
+def known_equal(a: Size, b: Size) -> bool:
+    """True if two sizes are equal; in a recorded graph, if they are equal for every input.
 
     A plain comparison would specialize the graph on the size that it is recorded with.
     """
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return False
     return statically_known_true(a == b) if exporting() else a == b
+
+
+def at_least(size: Size, minimum: int) -> Size:
+    """The greater of a size and a number, for every input of a recorded graph."""
+    return size.clamp(min=minimum) if isinstance(size, Tensor) else torch.sym_max(size, minimum)
 
 
 @torch.compiler.assume_constant_result

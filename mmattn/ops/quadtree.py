@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import exporting, use_compiled
+from ._backend import recording, use_compiled
 from ._checks import check_alike, check_device, check_shape
 from ._operator import Operator, accumulate_dtype, result_dtype, without_autocast
 
@@ -286,7 +286,7 @@ def _choose_without_sorting(p: Tensor, topk: int, padding: Tensor | None) -> Ten
 
     An integer is the bits of a probability, which order as it does, then the reversed index.
     """
-    if p.dtype != torch.float32 or exporting():  # ONNX cannot reinterpret bits
+    if p.dtype != torch.float32 or recording():  # neither ONNX nor jit can reinterpret bits
         return _choose(p, topk, padding)
     p = p.detach()
     if padding is not None:

@@ -122,6 +122,8 @@ def _attend(
 
 def _has_own_queries(q: Tensor, k: Tensor) -> bool:
     """True if each token has a query; the same for a map of one window, shared or not."""
+    if torch.jit.is_tracing():  # sizes are tensors
+        return tuple(map(int, q.shape[1:3])) == tuple(map(int, k.shape[1:3]))
     return known_equal(q.shape[1], k.shape[1]) and known_equal(q.shape[2], k.shape[2])
 
 
