@@ -77,7 +77,7 @@ def exporting() -> bool:
 def recording() -> bool:
     """True while a graph is recorded that will run on maps of other sizes, too.
 
-    Besides exporters, ``torch.jit.trace`` does it, for TensorBoard and mmengine's FLOP counter, too.
+    Exporters do it, and ``torch.jit.trace``, for TensorBoard and mmengine's FLOP counter, too.
     Its graphs hold the operators, and the sizes in it are tensors.
     """
     return exporting() or torch.jit.is_tracing()
