@@ -8,7 +8,7 @@ from mmengine.evaluator import DumpResults
 from torch import nn
 
 from mmattn.engine.runtime import (
-    adapt_to_cpu,
+    adapt_to_device,
     add_options,
     build_runner,
     check_data,
@@ -54,7 +54,7 @@ def main() -> None:
     if is_sharded(cfg):  # only in training; the checkpoints are ordinary
         cfg.pop('strategy')
         cfg.pop('runner_type')
-    adapt_to_cpu(cfg)
+    adapt_to_device(cfg)
     runner = build_runner(cfg)
     runner.logger.info(str(load_weights(runner.model, args.checkpoint)))
     if args.tta and cfg.tta_model.type == 'DetTTAModel':

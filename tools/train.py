@@ -12,7 +12,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
 from mmattn.engine.runtime import (
-    adapt_to_cpu,
+    adapt_to_device,
     add_options,
     build_runner,
     check_data,
@@ -61,7 +61,7 @@ def main() -> None:
         # mmengine counts the images of an iteration, not of an update by accumulated gradients.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
-    adapt_to_cpu(cfg)
+    adapt_to_device(cfg)
     # With compile=True mmengine compiles the whole train step. Parts that torch cannot compile (in
     # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) run uncompiled instead of raising.
     torch._dynamo.config.suppress_errors = True
