@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/cascade_mask_rcnn.py',
-    '../_base_/datasets/coco_instance.py',
+    '../_base_/datasets/coco_instance_multiscale.py',
     '../_base_/schedules/coco_1x_datpp.py',
 ]
 checkpoint = 'https://cloud.tsinghua.edu.cn/f/14c5ddae10b642e68089/?dl=1'

@@ -1,6 +1,6 @@
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
-    '../_base_/datasets/coco_instance.py',
+    '../_base_/datasets/coco_instance_multiscale.py',
     '../_base_/schedules/coco_1x_datpp.py',
 ]
 checkpoint = 'https://cloud.tsinghua.edu.cn/f/14c5ddae10b642e68089/?dl=1'

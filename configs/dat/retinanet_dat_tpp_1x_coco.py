@@ -1,7 +1,7 @@
 # RetinaNet starts at the second stage, so that the first stage's map is not returned.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
-    '../_base_/datasets/coco_detection.py',
+    '../_base_/datasets/coco_detection_multiscale.py',
     '../_base_/schedules/coco_1x_datpp.py',
 ]
 checkpoint = 'https://cloud.tsinghua.edu.cn/f/14c5ddae10b642e68089/?dl=1'
@@ -17,4 +17,3 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-auto_scale_lr = dict(base_batch_size=32)

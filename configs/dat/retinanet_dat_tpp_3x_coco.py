@@ -17,4 +17,3 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512], start_level=0),
 )
 optim_wrapper = dict(optimizer=dict(lr=2e-4))
-auto_scale_lr = dict(base_batch_size=32)

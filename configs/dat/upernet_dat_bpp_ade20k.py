@@ -1,3 +1,4 @@
+# In float32.
 _base_ = 'upernet_dat_tpp_ade20k.py'
 checkpoint = 'https://cloud.tsinghua.edu.cn/f/8e30492404d348d89f25/?dl=1'
 model = dict(
@@ -5,3 +6,4 @@ model = dict(
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),
 )
+optim_wrapper = dict(type='OptimWrapper')

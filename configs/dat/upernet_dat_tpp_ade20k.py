@@ -1,3 +1,4 @@
+# T++ and S++ in mixed precision.
 _base_ = [
     '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k.py',
@@ -15,3 +16,4 @@ model = dict(
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
 )
+optim_wrapper = dict(type='AmpOptimWrapper')

@@ -1,3 +1,4 @@
+# Our choice, as it was not published: drop path of the ImageNet training.
 _base_ = 'cascade_mask_rcnn_gcvit_t_coco.py'
 checkpoint = 'https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_small.pth.tar'
 model = dict(

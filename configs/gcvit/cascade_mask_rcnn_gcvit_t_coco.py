@@ -1,8 +1,7 @@
-# Our choice, as it was not published: drop path of the ImageNet training.
 _base_ = [
     '../_base_/models/cascade_mask_rcnn.py',
     '../_base_/datasets/coco_instance_multiscale.py',
-    '../_base_/schedules/coco_3x.py',
+    '../_base_/schedules/coco_3x_gcvit.py',
 ]
 checkpoint = 'https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_tiny.pth.tar'
 model = dict(

@@ -1,5 +1,6 @@
-# From ImageNet-21K weights. Our choice, as it was not published: DINO's recipe for transformers,
-# drops at 27 and 33, drop path of the ImageNet training, activation checkpointing.
+# From ImageNet-21K weights, those of 384: their third stage has this config's windows of 24.
+# Our choice, as it was not published: that file, DINO's recipe for transformers, drops at 27 and
+# 33, drop path of the ImageNet training, activation checkpointing.
 _base_ = '../_base_/dino_36e_coco.py'
 checkpoint = 'https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_21k_large_384.pth.tar'
 model = dict(

@@ -1,6 +1,6 @@
 _base_ = [
     '../_base_/models/fpn.py',
-    '../_base_/datasets/ade20k.py',
+    '../_base_/datasets/ade20k_aligned.py',
     '../_base_/schedules/ade20k_fpn_160k.py',
 ]
 checkpoint = (

@@ -9,3 +9,4 @@ model = dict(
     ),
     head=dict(in_channels=256),
 )
+train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))
