@@ -26,4 +26,6 @@ test_pipeline = [
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=4e-6))
-param_scheduler = [dict(type='CosineAnnealingLR', eta_min=2e-7, by_epoch=True, begin=0, end=30)]
+param_scheduler = [
+    dict(type='CosineAnnealingLR', eta_min=2e-7, by_epoch=True, end=30, convert_to_iter_based=True)
+]
