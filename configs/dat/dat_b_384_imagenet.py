@@ -1,4 +1,5 @@
-# Fine-tunes dat_b_imagenet.py at a tenth of DAT++'s rate; tested on crops of 0.875.
+# Fine-tunes dat_b_imagenet.py at a tenth of DAT++'s rate; tested on 0.875 of the central
+# square, as at 224.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_384.py',

@@ -14,4 +14,4 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-train_dataloader = dict(batch_size=4)
+train_dataloader = dict(batch_size=4)  # per GPU, of 8

@@ -1,4 +1,4 @@
-# Tested on crops of 0.875, as T2, S and S2.
+# Tested on 0.875 of that square, as T2, S and S2.
 _base_ = 'gcvit_t_imagenet.py'
 model = dict(backbone=dict(arch='xtiny'))
 test_pipeline = _base_.test_pipeline

@@ -1,3 +1,4 @@
+# With repeated augmentation: an epoch has a third of the images, each three times.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',

@@ -225,17 +225,20 @@ def test_drop_path_of_each_block(name, row):
 # ---- Data
 
 
-def geometry(cfg):
-    """Sizes of a photograph after each transform of the test pipeline."""
+def geometry(steps):
+    """Sizes of a photograph after each of some transforms."""
     sizes = []
     image = np.zeros((*PHOTOGRAPH, 3), 'uint8')
     data = dict(img=image, img_shape=PHOTOGRAPH, ori_shape=PHOTOGRAPH)
-    for step in cfg.test_dataloader.dataset.pipeline:
-        if not step.type.startswith(('Load', 'Pack')):
-            data = TRANSFORMS.build(step)(data)
-            assert data['img_shape'] == data['img'].shape[:2]
-            sizes.append(list(data['img_shape']))
+    for step in steps:
+        data = TRANSFORMS.build(step)(data)
+        assert data['img_shape'] == data['img'].shape[:2]
+        sizes.append(list(data['img_shape']))
     return sizes
+
+
+def between_loading_and_packing(pipeline):
+    return [step for step in pipeline if step.type[:4] not in ('Load', 'Pack')]
 
 
 @EVERY_CONFIG
@@ -243,14 +246,18 @@ def test_sizes_in_testing(name, row):
     cfg = read(name)
     init_default_scope(cfg.default_scope)
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
-    assert geometry(cfg) == row['test']
+    steps = between_loading_and_packing(cfg.test_dataloader.dataset.pipeline)
+    assert geometry(steps) == row['test']
+    if 'scales' in row:
+        resizes = cfg.tta_pipeline[1].transforms[0]
+        assert [geometry([step])[0][0] for step in resizes] == row['scales']
 
 
 @EVERY_CONFIG
 def test_training_images(name, row):
     cfg = read(name)
     init_default_scope(cfg.default_scope)
-    steps = [s for s in cfg.train_dataloader.dataset.pipeline if s.type[:4] not in ('Load', 'Pack')]
+    steps = between_loading_and_packing(cfg.train_dataloader.dataset.pipeline)
     for step in steps:
         TRANSFORMS.build(step)
     assert [step.type for step in steps] == row['train']

@@ -1,4 +1,5 @@
-# ImageNet-1K at 384, augmented as at 224; whole images, squashed, for testing.
+# ImageNet-1K at 384, augmented as at 224, 32 images on each of 32 GPUs; whole images, squashed, for
+# testing.
 _base_ = 'imagenet_224.py'
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 384
