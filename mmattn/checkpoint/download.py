@@ -104,11 +104,14 @@ def _cached(address: Address) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(lock := path.with_name(f'{path.name}.lock')):
-            if not path.is_file():  # another process may have downloaded it meanwhile
-                print_log(f'downloading {address.label} to {path}', logger='current')
-                _download(address, path)
-            # Who waits for the lock looks for the file first, so that nobody needs the lock's file.
-            lock.unlink(missing_ok=True)
+            try:
+                if not path.is_file():  # another process may have downloaded it meanwhile
+                    print_log(f'downloading {address.label} to {path}', logger='current')
+                    _download(address, path)
+            finally:
+                # Whoever waits for the lock looks for the file first, and every download has a
+                # temporary file of its own, so that nobody needs the lock's file.
+                lock.unlink(missing_ok=True)
     except (_Failure, OSError, HTTPException, ValueError) as error:
         # Without the error itself, which may hold the address with its secrets.
         raise CheckpointError(_remedy(address, path.parent, _reason(error))) from None
