@@ -30,7 +30,7 @@ PROJECT = dict(
     detector="""
 _base_ = 'mmattn::gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
 model = _base_.model
-model.backbone.arch = 'xxtiny'
+model.backbone.update(arch='xxtiny', init_cfg=None)
 for stage in model.train_cfg.rcnn:
     stage.sampler.num = 8
 del stage
@@ -52,7 +52,7 @@ train_cfg = dict(max_epochs=1, val_begin=2)
     segmentor="""
 _base_ = 'mmattn::gcvit/upernet_gcvit_t_ade20k.py'
 model = dict(
-    backbone=dict(arch='xxtiny'),
+    backbone=dict(arch='xxtiny', init_cfg=None),
     data_preprocessor=dict(size=(64, 64)),
     decode_head=dict(channels=32),
     auxiliary_head=dict(channels=32),

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[3]
 CONFIG = """
 _base_ = '{root}/configs/quadtree/retinanet_quadtree_b0_1x_coco.py'
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1))),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1)), init_cfg=None
+    ),
     neck=dict(in_channels=[32, 40, 64]),
     bbox_head=dict(num_classes=6),
 )
