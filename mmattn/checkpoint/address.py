@@ -52,10 +52,11 @@ class Address:
         Raises:
             CheckpointError: it is not valid, names a user or password, or is a link for browsers.
         """
+        source = source.partition('#')[0]  # metafiles name the file there, for `mim download`
         if source + _DIRECT in PUBLISHED:
             source += _DIRECT
         # Whatever is wrong with it, neither a query nor a password is shown.
-        shown = re.sub(r'^(\w+:/*)[^/]*@', r'\1', re.split('[?#]', source)[0])
+        shown = re.sub(r'^(\w+:/*)[^/]*@', r'\1', source.partition('?')[0])
         try:
             parts = urlsplit(source)
             host, _ = parts.hostname, parts.port

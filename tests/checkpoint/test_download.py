@@ -174,6 +174,7 @@ def test_the_folder_comes_first(weights, tmp_path, monkeypatch, hub, said):
         (UNHASHED, 'gcvit_1k_xxtiny.pth.tar'),
         (f'{SHARE}?dl=1', 'dat_tiny_in1k_224.pth'),
         (SHARE, 'dat_tiny_in1k_224.pth'),
+        (f'{SHARE}?dl=1#/dat_tiny_in1k_224.pth', 'dat_tiny_in1k_224.pth'),
         (f'{RELEASES}/QuadTreeAttention_seg/b0.pth', 'fpn_quadtree_b0_ade20k.pth'),
     ):
         (tmp_path / name).write_bytes(weights)
@@ -311,7 +312,7 @@ def test_a_folder_that_cannot_be_written(weights, hub, monkeypatch, tmp_path):
         '/x' * 2000,
         f'/{"x" * 3000}.pth',
         f'/w.pth?X-Amz-Signature={"a" * 3000}',
-        '/gewichte für alle.pth',
+        '/poids français.pth',
         '/w.pth#part',
     ],
 )

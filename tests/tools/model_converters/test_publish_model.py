@@ -225,3 +225,9 @@ def test_errors(publish, tmp_path, kind):
         arguments, words = [src, tmp_path / 'locked' / 'below'], 'locked'
     assert re.search(words, complaint(publish, *arguments))
     assert not [*tmp_path.rglob('*-*.pth')]
+
+
+def test_an_address_is_refused(publish, capsys):
+    with pytest.raises(SystemExit):
+        publish('http://127.0.0.1/weights.pth')
+    assert 'argument src must be a file, got an address' in capsys.readouterr().err
