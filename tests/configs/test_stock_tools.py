@@ -25,12 +25,14 @@ classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')
 quick = dict(batch_size=2, num_workers=0, persistent_workers=False)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=-1, save_last=False))
 """
-# The smallest of the family, on small images, for one or two steps and without evaluation.
+# The smallest of the family from random weights, on small images, for one or two steps and without
+# evaluation.
 PROJECT = dict(
     detector="""
 _base_ = 'mmattn::gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
 model = _base_.model
-model.backbone.update(arch='xxtiny', init_cfg=None)
+model.backbone.arch = 'xxtiny'
+model.backbone.init_cfg = None
 for stage in model.train_cfg.rcnn:
     stage.sampler.num = 8
 del stage
