@@ -26,15 +26,10 @@ HEADS = {
 }
 NAME = re.compile(
     rf'(?:(?P<head>{"|".join(HEADS)})_)?(?P<family>gcvit|dat|quadtree|pvtv2)_(?P<size>[a-z]+\d?)'
-    r'(?:_(?P<extra>384|512|21k|1x|3x|12e|36e))?_(?P<dataset>imagenet|coco|ade20k)'
+    r'(?:_(?P<pretraining>21k))?(?:_(?P<extra>384|512|1x|3x|12e|36e))?'
+    r'_(?P<dataset>imagenet|coco|ade20k)'
 )
-EXTRAS = {
-    '384': '384 x 384',
-    '512': '512 x 512',
-    '21k': 'ImageNet-21K',
-    '12e': '12 epochs',
-    '36e': '36 epochs',
-}
+EXTRAS = {'384': '384 x 384', '512': '512 x 512', '12e': '12 epochs', '36e': '36 epochs'}
 # Dataset -> title, and the columns that hold results: metric -> heading.
 TASKS = {
     'imagenet': (
@@ -117,8 +112,9 @@ def title(model: Entry) -> str:
         'quadtree': f'QuadTree-{size}',
         'pvtv2': f'PVT v2-{size}',
     }[part['family']]
+    pretraining = part['pretraining'] and 'ImageNet-21K'
     extra = EXTRAS.get(part['extra'], part['extra'])
-    return ', '.join(filter(None, [HEADS.get(part['head']), backbone, extra]))
+    return ', '.join(filter(None, [HEADS.get(part['head']), backbone, pretraining, extra]))
 
 
 def display(collection: Entry) -> str:
@@ -129,7 +125,8 @@ def order(model: Entry) -> tuple[int, int, str]:
     """By head as above, then by size; a longer schedule after a shorter one."""
     part = parse(model)
     head = list(HEADS).index(part['head']) if part['head'] else -1
-    return head, model['Metadata']['Parameters'], part['extra'] or ''
+    name = model['Name'].replace('21k', '~')  # after the same size without it
+    return head, model['Metadata']['Parameters'], name
 
 
 def table(heads: list[str], rows: list[list[str]]) -> list[str]:
