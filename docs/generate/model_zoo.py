@@ -56,7 +56,7 @@ Each family's page on GitHub, linked below, has a table of all its models with t
 from `configs/*/metafile.yml`. `mim search mmattn` lists them, too.
 
 **Results are published ones**, and what the configs aim at; nothing was trained to that length
-here. A model without results has none that we could read, and is there for comparison. GC ViT-L at
+here. A model without results has none that we could read, or is there for comparison. GC ViT-L at
 384 and 512 and DINO with GC ViT-L start from ImageNet-21K weights.
 
 **params** (millions) and **FLOPs** (billions of multiply-adds) are counted here on the whole model;
