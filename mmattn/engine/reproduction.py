@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -161,7 +162,7 @@ def measured_figures(row: Row, report: Mapping[str, Any]) -> dict[str, Decimal]:
         name: (Decimal(report[key]) * factor).quantize(Decimal(1).scaleb(-decimals))
         for name in names
         for key, factor, decimals in [METRICS[name]]
-        if key in report
+        if math.isfinite(report.get(key, math.nan))
     }
     if missing := [name for name in names if name not in figures]:
         if row.published or not figures:
@@ -237,9 +238,10 @@ def to_markdown(table: Table, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for line in compare(table, outcomes):
         lines.append(f'| {" | ".join(line[head] or "" for head in heads)} |')
+    lines.append('')
     for name, outcome in outcomes.items():
-        text = f'failed: {outcome["reason"]}' if 'reason' in outcome else outcome['checkpoint']
-        lines += ['', f'- {name}: {text}'] if name == next(iter(outcomes)) else [f'- {name}: {text}']
+        reason = f': failed: {outcome["reason"]}' if 'reason' in outcome else ''
+        lines.append(f'- {name}: {outcome["checkpoint"]}{reason}')
     return '\n'.join(lines) + '\n'
 
 
