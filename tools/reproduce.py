@@ -10,7 +10,6 @@ same command goes on. TABLE.md, TABLE.json and TABLE.png hold all rows tested so
 
 import argparse
 import collections
-import hashlib
 import json
 import os
 import re
@@ -25,19 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from matplotlib.figure import Figure
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from mmattn.engine.reproduction import (
     Row,
     Table,
     compare,
+    fingerprint,
     measured_figures,
     read_tables,
     to_json,
     to_markdown,
 )
 from mmattn.engine.runtime import stop
+from mmattn.visualization.draw.comparison import plot_comparison
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRESS = re.compile(r'Epoch\(test\)\s+\[\s*(\d+/\d+)\]\s+eta: (.+?)  ')
@@ -96,6 +97,8 @@ def row_and_file(text: str) -> tuple[str, str]:
 
 def main() -> None:
     args = parse_args()
+    # Below, mmengine tells which environment variables each config reads.
+    MMLogger.get_current_instance().setLevel('WARNING')
     try:
         tables = read_tables(args.tables)
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -209,15 +212,6 @@ def test(row: Row, checkpoint: str, folder: Path, args: argparse.Namespace) -> O
     return outcome
 
 
-def fingerprint(row: Row, checkpoint: str, options: list[str]) -> str:
-    """A hash of what a test depends on: the config with its data, the options, the weights."""
-    what = [Config.fromfile(row.config).to_dict(), row.options, row.multi_scale, options]
-    path = Path(checkpoint)
-    if path.is_file():
-        what += [path.stat().st_size, path.stat().st_mtime_ns]
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def run_test(row: Row, checkpoint: str, folder: Path, args: argparse.Namespace) -> Outcome:
     """Run tools/test.py in a process of its own; return ``measured`` figures or a ``reason``."""
     tool = [sys.executable, str(ROOT / 'tools/test.py'), str(row.config), checkpoint]
@@ -253,8 +247,8 @@ def run_test(row: Row, checkpoint: str, folder: Path, args: argparse.Namespace) 
             raise
     if process.returncode:
         return dict(reason=why(last))
-    (report,) = folder.glob('test/*/*.json')
     try:
+        (report,) = folder.glob('test/*/*.json')
         figures = measured_figures(row, json.loads(report.read_text()))
     except ValueError as error:
         return dict(reason=str(error))
@@ -299,7 +293,7 @@ def write(name: str, table: Table, out: Path) -> str:
     replace(out / f'{name}.json', to_json(table, outcomes))
     lines = [line for line in compare(table, outcomes) if line['measured']]
     if lines:
-        plot(table.title, lines).savefig(out / f'{name}.png')
+        plot_comparison(table.title, lines).savefig(out / f'{name}.png')
     return text
 
 
@@ -308,37 +302,6 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(f'.{path.name}')
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def plot(title: str, lines: list[dict[str, Any]]) -> Figure:
-    """Chart of published and measured figures, and of their differences.
-
-    Args:
-        title: of the chart.
-        lines: of :func:`mmattn.engine.reproduction.compare`, all of them measured.
-    """
-    figure = Figure(figsize=(11, 1.8 + 0.35 * len(lines)), dpi=100, layout='constrained')
-    figure.suptitle(title, fontsize=10)
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
-    places = range(len(lines))
-    both = [place for place in places if lines[place]['difference']]
-    values = [[float(lines[place][key]) for place in both] for key in ('published', 'difference')]
-    left.plot(values[0], both, 'o', markersize=9, fillstyle='none', color='C0', label='published')
-    measured = [float(line['measured']) for line in lines]
-    left.plot(measured, places, '.', color='C1', label='measured')
-    within = [lines[place]['verdict'] == 'within the rounding' for place in both]
-    bars = right.barh(both, values[1], 0.6, color=['C2' if good else 'C3' for good in within])
-    right.bar_label(bars, [lines[place]['difference'] for place in both], padding=3, fontsize=7)
-    right.axvline(0, color='black', linewidth=1)
-    left.set_yticks(places, [f'{line["row"]}, {line["metric"]}' for line in lines], fontsize=8)
-    left.set_ylim(len(lines) - 0.4, -0.6)
-    left.set_xlabel('percent')
-    right.set_xlabel('measured - published (green: within the rounding)')
-    right.margins(x=0.3)
-    left.legend(fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    for axes in (left, right):
-        axes.grid(axis='x', alpha=0.3)
-    return figure
 
 
 if __name__ == '__main__':

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from mmengine.config import Config
 
 from .metafile import METAFILE
 
@@ -123,12 +125,14 @@ def _row(
         raise ValueError(f'dataset must be one of {", ".join(datasets)}, got {dataset}')
     multi_scale = settings.get('multi_scale', False)
     weights = _weights(model, settings.get('weights'))
+    results = weights.get('Results', [])
+    tested_on = dataset or next((result['Dataset'] for result in results), None)
     published = {
-        metric: Decimal(value)
-        for result in weights.get('Results', [])
-        if (result['Dataset'] if result['Dataset'] in datasets else None) == dataset
-        for metric, value in result['Metrics'].items()
-        if metric in METRICS and (metric in MULTI_SCALE) == multi_scale
+        metric: Decimal(result['Metrics'][metric])
+        for metric in METRICS
+        for result in results
+        if result['Dataset'] == tested_on and metric in result['Metrics']
+        if (metric in MULTI_SCALE) == multi_scale
     }
     options = datasets[dataset] if dataset else {}
     return Row(root / model['Config'], weights.get('Weights'), multi_scale, options, published)
@@ -144,11 +148,27 @@ def _weights(model: Mapping[str, Any], note: str | None) -> Mapping[str, Any]:
     return {}
 
 
-# ------------------------------------------------------------------------------------- comparing
+# -------------------------------------------------------------------------------------- testing
+
+
+def fingerprint(row: Row, checkpoint: str, options: Sequence[str]) -> str:
+    """Hash what a test depends on: the config with the place of its data, options, weights.
+
+    Args:
+        row: what is tested.
+        checkpoint: a path or an address; a file counts by its size and time of change.
+        options: further overrides of the config.
+    """
+    what = [Config.fromfile(row.config).to_dict(), row.options, row.multi_scale]
+    what += [*options, checkpoint]
+    path = Path(checkpoint)
+    if path.is_file():
+        what += [path.stat().st_size, path.stat().st_mtime_ns]
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def measured_figures(row: Row, report: Mapping[str, Any]) -> dict[str, Decimal]:
-    """Figures of a test by the metafile's names: the published ones, or all if none is published.
+    """Figures of a test by the metafile's names.
 
     Args:
         row: what was tested.
@@ -157,20 +177,21 @@ def measured_figures(row: Row, report: Mapping[str, Any]) -> dict[str, Decimal]:
     Raises:
         ValueError: a published figure was not measured, or nothing known was.
     """
-    names = row.published or [name for name in METRICS if (name in MULTI_SCALE) == row.multi_scale]
     figures = {
         name: (Decimal(report[key]) * factor).quantize(Decimal(1).scaleb(-decimals))
-        for name in names
-        for key, factor, decimals in [METRICS[name]]
-        if math.isfinite(report.get(key, math.nan))
+        for name, (key, factor, decimals) in METRICS.items()
+        if (name in MULTI_SCALE) == row.multi_scale and math.isfinite(report.get(key, math.nan))
     }
-    if missing := [name for name in names if name not in figures]:
-        if row.published or not figures:
-            raise ValueError(
-                f'the test reported no {", ".join(missing)} (a detector that finds nothing at all '
-                f'has none), but {", ".join(report) or "nothing"}'
-            )
+    missing = row.published.keys() - figures.keys()
+    if missing or not figures:
+        raise ValueError(
+            f'the test reported no {", ".join(sorted(missing)) or "known metric"} (a detector that '
+            f'finds nothing at all has none), but {", ".join(report) or "nothing"}'
+        )
     return figures
+
+
+# ------------------------------------------------------------------------------------- comparing
 
 
 def verdict(published: Decimal, measured: Decimal) -> str:
@@ -193,7 +214,7 @@ def _last_place(number: Decimal) -> Decimal:
 
 
 def compare(table: Table, outcomes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line for each row and metric: published, measured, difference, verdict.
+    """One line for each row and published metric; where none is published, for all measured ones.
 
     Args:
         table: the table.
@@ -238,7 +259,7 @@ def to_markdown(table: Table, outcomes: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for line in compare(table, outcomes):
         lines.append(f'| {" | ".join(line[head] or "" for head in heads)} |')
-    lines.append('')
+    lines += ['', 'Within the rounding: one number can have been rounded to both figures.', '']
     for name, outcome in outcomes.items():
         reason = f': failed: {outcome["reason"]}' if 'reason' in outcome else ''
         lines.append(f'- {name}: {outcome["checkpoint"]}{reason}')

@@ -1,4 +1,4 @@
-"""tools/reproduce.py: the tables, verdicts, errors, and one table tested whole on generated images."""
+"""tools/reproduce.py: tables, verdicts, errors, and one table tested whole on generated images."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from mmattn.engine.reproduction import (
     Row,
     Table,
     compare,
+    fingerprint,
     measured_figures,
     read_tables,
     to_markdown,
@@ -45,10 +46,10 @@ def test_rows_have_configs_and_figures_of_their_task(row):
     for metric, value in row.published.items():
         assert METRICS[metric].decimals >= -value.as_tuple().exponent
         assert 15 < value < 100
-    scope = Config.fromfile(row.config).default_scope
-    tasks = dict(mmpretrain=('Top',), mmdet=('box', 'mask'), mmseg=('mIoU',))
-    assert all(metric.startswith(tasks[scope]) for metric in row.published)
-    assert scope == 'mmseg' or not row.multi_scale
+    dataset = row.config.stem.rpartition('_')[2]
+    tasks = dict(imagenet=('Top',), coco=('box', 'mask'), ade20k=('mIoU',))
+    assert all(metric.startswith(tasks[dataset]) for metric in row.published)
+    assert dataset == 'ade20k' or not row.multi_scale
 
 
 def test_every_published_figure_is_in_a_table():
@@ -184,20 +185,22 @@ def test_reports_become_figures():
     """As mmdet, mmseg and mmpretrain write them."""
     detector = {'coco/bbox_mAP': 0.479, 'coco/bbox_mAP_50': 0.7, 'coco/segm_mAP': 0.43, 'time': 1}
     both = row_of({'box AP': '47.9', 'mask AP': '43.2'})
-    assert measured_figures(both, detector) == {'box AP': Decimal('47.9'), 'mask AP': 43}
-    assert list(measured_figures(row_of(), detector)) == ['box AP', 'box AP50', 'mask AP']
     segmentor = {'aAcc': 80.0, 'mIoU': 49.23}
-    assert measured_figures(row_of(), segmentor) == {'mIoU': Decimal('49.23')}
     many = row_of({'mIoU(ms+flip)': '50.3'}, multi_scale=True)
-    assert measured_figures(many, segmentor) == {'mIoU(ms+flip)': Decimal('49.23')}
     classifier = {'accuracy/top1': 83.55000305175781, 'accuracy/top5': 96.5}
-    accuracy = measured_figures(row_of({'Top 1 Accuracy': '83.5'}), classifier)
-    assert {name: str(value) for name, value in accuracy.items()} == {'Top 1 Accuracy': '83.550'}
+    for row, report, expected in (
+        (both, detector, {'box AP': '47.9', 'box AP50': '70.0', 'mask AP': '43.0'}),
+        (row_of(), segmentor, {'mIoU': '49.23'}),
+        (many, segmentor, {'mIoU(ms+flip)': '49.23'}),
+        (row_of(), classifier, {'Top 1 Accuracy': '83.550', 'Top 5 Accuracy': '96.500'}),
+    ):
+        found = measured_figures(row, report)
+        assert {name: str(value) for name, value in found.items()} == expected
 
-    with pytest.raises(ValueError, match='no mask AP .* but coco/bbox_mAP'):
+    with pytest.raises(ValueError, match=r'no mask AP .* but coco/bbox_mAP'):
         measured_figures(both, {'coco/bbox_mAP': 0.479})
     for report in ({}, {'mIoU': float('nan')}):
-        with pytest.raises(ValueError, match='no Top 1 Accuracy'):
+        with pytest.raises(ValueError, match='no known metric'):
             measured_figures(row_of(), report)
 
 
@@ -213,7 +216,10 @@ def test_lines_of_a_table():
         ),
     )
     outcomes = dict(
-        a=dict(measured={'box AP': '47.9', 'mask AP': '43.4'}, checkpoint='https://a'),
+        a=dict(
+            measured={'box AP': '47.9', 'box AP50': '70.0', 'mask AP': '43.4'},
+            checkpoint='https://a',
+        ),
         b=dict(measured={'mIoU': '20.00'}, checkpoint='b.pth'),
         c=dict(reason='no data', checkpoint='https://a'),
     )
@@ -253,12 +259,12 @@ def trainings(capsys, *arguments):
     return notes, [shlex.split(c) for c in commands], [shlex.split(test) for test in tests]
 
 
-@pytest.mark.parametrize('name', TABLES)
-def test_training_commands_of_every_table(name, capsys, monkeypatch):
+@pytest.mark.parametrize('name', ['gcvit-7', 'datpp-retinanet'])
+def test_training_commands(name, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, commands, tests = trainings(capsys, name)
     rows = TABLES[name].rows
-    assert [row for test in tests for row in test[3 : test.index('--checkpoint')]] == list(rows)
+    assert {row for test in tests for row in test[3 : test.index('--checkpoint')]} == set(rows)
     configs = dict.fromkeys(row.config for row in rows.values())
     for config, (tool, path, number, *options) in zip(configs, commands, strict=True):
         assert tool == 'tools/dist_train.sh'
@@ -280,9 +286,11 @@ def test_training_on_other_numbers_of_gpus(capsys, monkeypatch):
     last = f'work_dirs/{row}/iter_80000.pth'
     own = ['--checkpoint', f'{row}={last}', f'fpn_dat_t_ms={last}']
     assert tests == [['python', 'tools/reproduce.py', 'dat-ade20k', row, 'fpn_dat_t_ms', *own]]
-    notes, commands, _ = trainings(capsys, 'gcvit-1', 'gcvit_t_imagenet', '--gpus', 16)
-    assert notes == ['# gcvit_t_imagenet: 1024 images a step']
-    assert commands == [['tools/dist_train.sh', 'configs/gcvit/gcvit_t_imagenet.py', '16']]
+
+    row = 'mask_rcnn_dat_tpp_3x_coco'  # 64 images a step, 2 on each GPU
+    notes, commands, _ = trainings(capsys, 'datpp-mask-rcnn', row, '--gpus', 32)
+    assert notes == [f'# {row}: 64 images a step']
+    assert commands == [['tools/dist_train.sh', f'configs/dat/{row}.py', '32']]
 
 
 @pytest.mark.parametrize(
@@ -307,14 +315,13 @@ def test_wrong_arguments_are_refused(arguments, message, capsys, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_test_depends_on(load_tool, tmp_path, monkeypatch):
-    tool = load_tool('reproduce')
+def test_what_a_test_depends_on(tmp_path, monkeypatch):
     weights = tmp_path / 'own.pth'
     weights.write_bytes(b'1')
     row = TABLES['gcvit-1'].rows['gcvit_t_imagenet']
 
     def state(options=(), row=row):
-        return tool.fingerprint(row, str(weights), list(options))
+        return fingerprint(row, str(weights), options)
 
     first = state()
     assert state() == first
@@ -325,6 +332,7 @@ def test_what_a_test_depends_on(load_tool, tmp_path, monkeypatch):
     monkeypatch.undo()
     weights.write_bytes(b'12')
     assert state() != first
+    assert fingerprint(row, 'https://a', ()) != fingerprint(row, 'https://b', ())
 
 
 def test_reasons_and_progress(load_tool):
@@ -394,7 +402,7 @@ def server(tmp_path):
             requests.append(self.path)
             if self.path == '/detector.pth':
                 asked.set()
-                release.wait(100)
+                release.wait(300)
             super().do_GET()
 
         def log_message(self, *_):
@@ -466,21 +474,21 @@ def start(project):
 
 def test_a_table_is_tested_interrupted_and_resumed(project, server):
     run = start(project)
-    arrived = server.asked.wait(100)
+    arrived = server.asked.wait(300)
     os.killpg(run.pid, signal.SIGINT)  # ^C, which reaches all processes
-    printed, _ = run.communicate(timeout=60)
+    printed, _ = run.communicate(timeout=300)
     assert arrived, printed
     assert run.returncode == 130, printed
     assert 'interrupted in detector' in printed
     out = project / 'work_dirs/reproduce/own'
     outcome = (out / 'classifier/outcome.json').read_text()
-    assert json.loads(outcome)['measured'] == {'Top 1 Accuracy': '16.667'}
+    assert json.loads(outcome)['measured']['Top 1 Accuracy'] == '16.667'
     assert not (out / 'detector/outcome.json').exists()
     logged = (out / 'classifier/test.log').stat().st_mtime_ns
 
     server.release.set()
     run = start(project)
-    printed, _ = run.communicate(timeout=100)
+    printed, _ = run.communicate(timeout=300)
     assert run.returncode == 2, printed  # a row fails
     assert re.search(r'^\[1/3\] classifier: http.*\n  tested before\n  Top 1 ', printed, re.M)
     assert printed.rstrip().endswith('1 of 3 rows failed: astray')
