@@ -141,7 +141,7 @@ def load_weights(model: nn.Module, checkpoint: str, part: str = '') -> LoadRepor
     fresh = [name for name in report.fresh if name.startswith(part)]
     if fresh:
         stop(
-            f'{checkpoint} ({report.format}) has no weights for {len(fresh)} tensors of the '
+            f'{report.source} ({report.format}) has no weights for {len(fresh)} tensors of the '
             f'model, such as {", ".join(fresh[:3])}; they would stay random'
         )
     return report
