@@ -20,6 +20,7 @@ from mmengine.logging import print_log
 
 from .address import SHARED_NAMES, Address, is_address
 from .errors import CheckpointError
+from .kinds import START, not_a_checkpoint
 from .progress import Progress
 
 FOLDER = 'MMATTN_WEIGHTS'
@@ -28,7 +29,6 @@ FOLDER = 'MMATTN_WEIGHTS'
 TIMEOUT = 30.0
 MIN_BYTES = 64 * 1024
 _PIECE = 1024 * 1024
-_START = 512  # bytes by which pages and pointers are told from checkpoints
 
 
 class _Failure(Exception):
@@ -80,7 +80,7 @@ def _in_folder(address: Address) -> Path | None:
             if not path.is_file():
                 continue
             with path.open('rb') as file:
-                fault = _fault(file.read(_START), _digest(file) if address.sha256 else '', address)
+                fault = _fault(file.read(START), _digest(file) if address.sha256 else '', address)
         except OSError as error:
             raise CheckpointError(f'{path} cannot be read: {error.strerror}') from error
         if fault:
@@ -156,7 +156,7 @@ def _copy(answer: HTTPResponse, part: Path) -> tuple[bytes, str]:
         while piece := answer.read1(_PIECE):
             file.write(piece)
             digest.update(piece)
-            start = (start + piece)[:_START] if received < _START else start
+            start = (start + piece)[:START] if received < START else start
             received += len(piece)
             progress.show(received)
             if monotonic() > deadline:
@@ -172,29 +172,12 @@ def _copy(answer: HTTPResponse, part: Path) -> tuple[bytes, str]:
 
 def _fault(start: bytes, digest: str, address: Address) -> str:
     """What is wrong with a file that begins so and has this hash, or ''."""
-    if kind := _not_a_checkpoint(start):
+    if kind := not_a_checkpoint(start):
         return f'is {kind} and no checkpoint'
     if not digest.startswith(address.sha256):
         known = address.sha256[:12]
         return f'has another SHA-256 ({digest[:12]}...) than the published file ({known}...)'
     return ''
-
-
-def _not_a_checkpoint(start: bytes) -> str:
-    """What a file is that begins as text, which no checkpoint does; '' for all others."""
-    if not start:
-        return 'empty'
-    if b'\0' in start or start[:1] == b'\x80':
-        return ''
-    try:
-        text = start.decode(errors='strict' if len(start) < _START else 'ignore').lstrip()
-    except UnicodeDecodeError:
-        return ''
-    if text.startswith('version https://git-lfs'):
-        return 'a pointer of git-lfs'
-    if text.lower().startswith(('<!doctype html', '<html')):
-        return 'an HTML page'
-    return 'JSON' if text.startswith(('{', '[')) else 'text'
 
 
 def _digest(file: IO[bytes]) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .address import label_of
 from .download import find_file
 from .errors import CheckpointError
+from .kinds import START, not_a_checkpoint
+from .pickled import Unreadable
+from .torch_file import read_torch_file
 from .wrappers import unwrap
 
 # Containers of the weights in checkpoints of training programs, and of their average; the first
@@ -77,20 +75,36 @@ def weights_of(content: Any, label: str, container: str | None) -> dict[str, Ten
     """Tensors in a container of a checkpoint, or at its top, without what wrappers add to names.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are none, or one is sparse or quantized.
     """
     named = content if container is None else content[container]
     if not isinstance(named, Mapping):
         raise CheckpointError(f'{label} holds a {type(named).__name__}, not named tensors')
-    state = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
+    state = {}
+    for name, value in named.items():
+        if kind := _without_numbers(value):
+            raise CheckpointError(f'{label} has {name} as {kind}; only plain tensors are read')
+        if isinstance(value, Tensor):
+            state[str(name)] = value
     if not state:
         names = ', '.join(map(str, list(named)[:5])) or 'nothing'
         raise CheckpointError(
             f'{label} holds no tensors under {", ".join(CONTAINERS)} or its top; it holds {names}'
         )
     if container == MMENGINE_RAW_WEIGHTS:
-        state.pop('steps')
+        state.pop('steps', None)
     return unwrap(state)
+
+
+def _without_numbers(value: object) -> str:
+    """What a tensor without plain numbers in memory is, or ''."""
+    if isinstance(value, Unreadable):
+        return value.what
+    if not isinstance(value, Tensor):
+        return ''
+    if value.layout is not torch.strided:
+        return 'a sparse tensor'
+    return 'a quantized tensor' if value.is_quantized else ''
 
 
 def _has(content: object, container: str) -> bool:
@@ -98,7 +112,11 @@ def _has(content: object, container: str) -> bool:
 
 
 def _read_file(path: Path) -> Any:
-    return _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    with path.open('rb') as file:
+        kind = not_a_checkpoint(file.read(START))
+    if kind:
+        raise CheckpointError(f'{path} is {kind}, and no checkpoint')
+    return _read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -120,65 +138,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f'{path} is damaged or cut short: {_first_line(error)}') from error
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_training_state_types()):
-            # Zip files (torch >= 1.6) are mapped, so that the weights are not in memory twice.
-            return torch.load(
-                path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except pickle.UnpicklingError as error:
-        if 'Unsupported' in str(error) or 'GLOBAL' in str(error):
-            raise CheckpointError(
-                f'{path} holds more than tensors and plain values, and reading it would execute '
-                f'code from the file; if you trust it, save its weights alone: '
-                f'torch.save(torch.load(file, weights_only=False)["state_dict"], new_file)'
-            ) from error
-        raise CheckpointError(
-            f'{path} is no checkpoint of torch or safetensors, or is damaged: {_first_line(error)}'
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f'{path} is damaged or cut short: {_first_line(error)}') from error
-
-
-def _training_state_types() -> list:
-    """Types saved beside tensors: options (timm, Swin, mmcv) and logs (mmengine)."""
-    array = np.zeros(1)
-    # Each by its name in files of numpy 1 and of numpy 2.
-    numpy = [
-        (part.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
-        for part, name in ((array, '_reconstruct'), (array[0], 'scalar'))
-        for core in ('core', '_core')
-    ]
-    dtypes = [type(np.dtype(name)) for name in _NUMPY_DTYPES]
-    log = (_Log, 'mmengine.logging.history_buffer.HistoryBuffer')
-    # The logs refer to their own methods by name; nobody calls them here, so they become nothing.
-    names = [(_nothing, f'{module}.getattr') for module in ('builtins', '__builtin__')]
-    options = [(OrderedDict, name) for name in _DICTIONARIES]
-    return [argparse.Namespace, slice, np.ndarray, np.dtype, *numpy, *dtypes, log, *names, *options]
-
-
-_NUMPY_DTYPES = ('float64', 'float32', 'int64', 'int32', 'uint32', 'uint8', 'bool')
-# Dictionaries whose keys are attributes; they are read as plain ones.
-_DICTIONARIES = (
-    'yacs.config.CfgNode',
-    'addict.addict.Dict',
-    'mmcv.utils.config.ConfigDict',
-    'mmengine.config.config.ConfigDict',
-)
-
-
-class _Log:
-    """Stand-in for mmengine's HistoryBuffer, whose unpickling would change that class for all."""
-
-    def __setstate__(self, state: object) -> None:
-        """Forget the log: loading weights has no use for it."""
-
-
-def _nothing(*_: object) -> None:
-    """Stand-in for a function that a file names."""
 
 
 def _first_line(error: Exception) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .names import CLASSIFIER_HEAD, CLASSIFIER_NORM, REBUILT, StateDict, rename
 from .resize import resize
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _OUTPUT_NORM = re.compile(r'norm\d+\.')
 _STAGE = re.compile(r'stages\.(\d+)\.')
@@ -57,7 +60,7 @@ def fit_backbone(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fami
         if name.startswith((CLASSIFIER_NORM, CLASSIFIER_HEAD)):
             fitted.classifier[name] = value
         elif name in wanted:
-            _fit_tensor(fitted, name, value, tuple(wanted[name].shape))
+            _fit_tensor(fitted, name, value, wanted[name])
         elif reason := _why_droppable(name, num_stages):
             fitted.dropped[name] = reason
         else:
@@ -65,10 +68,22 @@ def fit_backbone(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fami
     return fitted
 
 
-def _fit_tensor(fitted: Fitted, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    before = tuple(value.shape)
+def same_kind(value: Tensor, wanted: Tensor) -> bool:
+    """True if a copy keeps the numbers, but for rounding: floats of 16 bits and more, or integers.
+
+    Tensors on the meta device have no numbers; they suit a model that is there, too.
+    """
+    if value.is_meta and not wanted.is_meta:
+        return False
+    if wanted.is_floating_point():
+        return value.dtype in FLOATS
+    return value.dtype == wanted.dtype
+
+
+def _fit_tensor(fitted: Fitted, name: str, value: Tensor, wanted: Tensor) -> None:
+    before, shape = tuple(value.shape), tuple(wanted.shape)
     resized = value if before == shape else resize(name, value, shape)
-    if resized is None:
+    if resized is None or not same_kind(value, wanted):
         fitted.unfit[name] = value
         return
     fitted.loaded[name] = resized

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .files import default_container, read_checkpoint, weight_sets, weights_of
-from .fit import Backbone, Fitted, fit_backbone, is_output_norm
+from .fit import Backbone, Fitted, fit_backbone, is_output_norm, same_kind
 from .names import (
     CLASSIFIER_HEAD,
     CLASSIFIER_NORM,
@@ -93,7 +93,7 @@ def load_checkpoint(
     taken = _take_backbone(fitted, report)
     unfit = [f'{BACKBONE}{name}' for name in fitted.unfit]
     for name, value in heads.items():
-        if name in wanted and value.shape == wanted[name].shape:
+        if name in wanted and value.shape == wanted[name].shape and same_kind(value, wanted[name]):
             taken[name] = value
             report.loaded.append(name)
         elif reason := _why_droppable(name, value, wanted, is_whole, has_classifier):
@@ -108,6 +108,7 @@ def load_checkpoint(
         described = [_with_shapes(name, values[name], wanted) for name in unfit]
         raise CheckpointError(_misfit(report, type(backbone).__name__, described, missing))
     report.dropped |= dict.fromkeys(unfit, 'does not fit')
+    report.not_finite = [n for n, value in taken.items() if not is_finite(value, wanted[n])]
     if not is_whole:
         taken = {name.removeprefix(BACKBONE): value for name, value in taken.items()}
     model.load_state_dict(taken, strict=False)
@@ -216,10 +217,20 @@ def _why_droppable(
         return "the classifier's head"
     if not is_whole:
         return 'not of the backbone'
-    if name in wanted and value.ndim > 0 and value.shape[1:] == wanted[name].shape[1:]:
+    like = wanted.get(name)
+    if like is None or value.ndim == 0 or value.shape == like.shape:
+        return None
+    if value.shape[1:] == like.shape[1:] and same_kind(value, like):
         # A head's last layer: all but the first dimension agree.
-        return f'has other classes: {tuple(value.shape)}, the model {tuple(wanted[name].shape)}'
+        return f'has other classes: {tuple(value.shape)}, the model {tuple(like.shape)}'
     return None
+
+
+def is_finite(value: Tensor, like: Tensor) -> bool:
+    """True if all numbers are finite in the dtype of another tensor."""
+    if value.is_meta or not value.is_floating_point():
+        return True
+    return bool(value.to(like.dtype).isfinite().all())
 
 
 def _may_be_fresh(name: str, kind: str, report: LoadReport) -> bool:
@@ -231,7 +242,11 @@ def _may_be_fresh(name: str, kind: str, report: LoadReport) -> bool:
 def _with_shapes(name: str, value: Tensor, wanted: StateDict) -> str:
     if name not in wanted:
         return name
-    return f'{name} {tuple(value.shape)}, which is {tuple(wanted[name].shape)} in the model'
+    if value.shape != wanted[name].shape:
+        return f'{name} {tuple(value.shape)}, which is {tuple(wanted[name].shape)} in the model'
+    if value.is_meta:
+        return f'{name} on the meta device, without numbers'
+    return f'{name} of {value.dtype}, which is {wanted[name].dtype} in the model'
 
 
 def _misfit(report: LoadReport, backbone: str, unfit: list[str], missing: list[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -50,13 +50,13 @@ class Storage(NamedTuple):
     Attributes:
         key: in the file.
         dtype: of the numbers.
-        count: how many there are.
+        length: how many there are.
         start: first of them; storages of torch before 0.4 may be parts of others.
     """
 
     key: str
     dtype: torch.dtype
-    count: int
+    length: int
     start: int = 0
 
 
@@ -162,6 +162,8 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *rest
     """Arguments of _rebuild_tensor and, with a flag, hooks and metadata more, of its version 2."""
     if rest[2:] and rest[2]:
         return Unreadable('a tensor that is negated or conjugated when read')
+    if isinstance(storage, Unreadable):
+        return storage
     place = _checked(storage, Storage)
     return Described(place, _size(offset), _sizes(size), _sizes(stride), place.dtype)
 
@@ -238,8 +240,14 @@ _STAND_INS: dict[str, object] = {
     'builtins.slice': _Call(lambda *parts: slice(*parts)),
     'builtins.complex': _Call(lambda *parts: complex(*parts)),
     'builtins.getattr': _Call(_none),  # mmengine's logs refer to their own methods
-    'codecs.encode': _Call(lambda text, _: _checked(text, str).encode('latin1')),
+    '_codecs.encode': _Call(lambda text, _: _checked(text, str).encode('latin1')),
 }
+
+
+_SETITEM, _SETITEMS = (
+    cast(Callable[[Any], None], pickle._Unpickler.dispatch[code[0]])
+    for code in (pickle.SETITEM, pickle.SETITEMS)
+)
 
 
 class PlainUnpickler(pickle._Unpickler):  # the C one fills memory up to an index that a file names
@@ -249,7 +257,7 @@ class PlainUnpickler(pickle._Unpickler):  # the C one fills memory up to an inde
         UnknownName: the pickle names something else.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Stand-in for an object."""
@@ -269,7 +277,7 @@ class PlainUnpickler(pickle._Unpickler):  # the C one fills memory up to an inde
             raise ValueError(f'a reference of kind {tag!r:.50}')
         dtype = _checked(kind, _StorageType).dtype
         if dtype is None:
-            raise ValueError('a storage without plain numbers, as of quantized tensors')
+            return Unreadable('a tensor without plain numbers')
         if view and view[0] is not None:
             _, start, count = _checked(view[0], tuple)
             return Storage(str(key), dtype, _size(count), _size(start))
@@ -277,12 +285,12 @@ class PlainUnpickler(pickle._Unpickler):  # the C one fills memory up to an inde
 
     def load_setitem(self) -> None:
         _check_key(self.stack[-2])  # type: ignore[attr-defined]
-        pickle._Unpickler.dispatch[pickle.SETITEM[0]](self)
+        _SETITEM(self)
 
     def load_setitems(self) -> None:
         for key in self.stack[::2]:  # type: ignore[attr-defined]
             _check_key(key)
-        pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
+        _SETITEMS(self)
 
     def refuse(self) -> None:
         raise ValueError('a bytearray')

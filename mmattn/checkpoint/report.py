@@ -16,6 +16,7 @@ class LoadReport:
         resized: tensors that were interpolated, with both shapes.
         dropped: tensors of the checkpoint that were not used, with the reason.
         fresh: tensors of the model that the checkpoint does not have; they keep their values.
+        not_finite: tensors that were copied and hold NaN or infinity in the model's dtype.
         other_sets: containers of the checkpoint's other weights: 'raw' as trained, 'ema' averaged.
     """
 
@@ -25,6 +26,7 @@ class LoadReport:
     resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     fresh: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
     other_sets: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -38,6 +40,8 @@ class LoadReport:
             f'tools/model_converters/publish_model.py FILE --weights {kind} writes them to a file'
             for kind, name in self.other_sets.items()
         )
+        if self.not_finite:
+            others = f', {len(self.not_finite)} with NaN or infinity{others}'
         return (
             f'{self.source} ({self.format}): {len(self.loaded)} loaded, '
             f'{len(self.resized)} resized, {len(self.dropped)} dropped, {len(self.fresh)} fresh'
@@ -52,4 +56,5 @@ class LoadReport:
         ]
         lines += [f'  dropped {name}: {reason}' for name, reason in self.dropped.items()]
         lines += [f'  fresh   {name}' for name in self.fresh]
+        lines += [f'  not finite: {name}' for name in self.not_finite]
         return '\n'.join(lines)

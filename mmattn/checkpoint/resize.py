@@ -91,6 +91,8 @@ def resize(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor | None:
         value: the tensor.
         shape: the shape wanted.
     """
+    if not value.numel() or not value.is_floating_point():
+        return None
     for pattern, function in _RESIZES.items():
         if re.fullmatch(pattern, name):
             return function(value, shape)

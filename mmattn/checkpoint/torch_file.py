@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ def _read_zip(path: Path) -> Any:
             # The local header repeats the name, and has extra fields of its own.
             header = bytes(mapped[info.header_offset : info.header_offset + 30])
             start = info.header_offset + 30 + sum(struct.unpack('<HH', header[26:]))
-            return mapped[start : start + info.file_size]
+            return cast(torch.UntypedStorage, mapped[start : start + info.file_size])
 
         return _materialize(path, content, find)
 
@@ -110,7 +110,7 @@ def _read_legacy(path: Path) -> Any:
 
         def find(storage: Storage) -> torch.UntypedStorage:
             start, size = places[storage.key]
-            return _copied(data[start : start + size])
+            return _copied(memoryview(data)[start : start + size])
 
         return _materialize(path, content, find)
 
@@ -144,8 +144,9 @@ def _tensor(tensor: Described, numbers: torch.UntypedStorage) -> Tensor:
     count = prod(size)
     if len(size) != len(stride):
         raise ValueError(f'a tensor of size {size} and stride {stride}')
-    if tensor.storage.dtype != torch.uint8 and len(numbers) < storage.count * itemsize:
-        raise ValueError(f'storage {storage.key} has {len(numbers)} bytes for {storage.count}')
+    expected = storage.length * storage.dtype.itemsize
+    if len(numbers) < expected or (not storage.start and len(numbers) != expected):
+        raise ValueError(f'storage {storage.key} has {len(numbers)} bytes for {storage.length}')
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if count and (last >= len(numbers) // itemsize or count > len(numbers) // itemsize):
         raise ValueError(f'a tensor {size} has more elements than its storage')
@@ -155,10 +156,11 @@ def _tensor(tensor: Described, numbers: torch.UntypedStorage) -> Tensor:
 
 
 def _map(path: Path) -> torch.UntypedStorage:
-    return torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    numbers = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    return cast(torch.UntypedStorage, numbers)
 
 
-def _copied(content: bytes) -> torch.UntypedStorage:
+def _copied(content: bytes | memoryview) -> torch.UntypedStorage:
     if not content:
         return torch.UntypedStorage(0)
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).untyped_storage()

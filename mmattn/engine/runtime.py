@@ -144,6 +144,11 @@ def load_weights(model: nn.Module, checkpoint: str, part: str = '') -> LoadRepor
             f'{report.source} ({report.format}) has no weights for {len(fresh)} tensors of the '
             f'model, such as {", ".join(fresh[:3])}; they would stay random'
         )
+    if report.not_finite:
+        stop(
+            f'{report.source} ({report.format}) holds NaN or infinity in {len(report.not_finite)} '
+            f'tensors, such as {", ".join(report.not_finite[:3])}'
+        )
     return report
 
 

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def test_logs_and_options_are_read_as_plain_data(tmp_path):
     content = dict(logs=logs, options=options, palette=np.zeros((2, 3), np.uint8))
     torch.save(content, tmp_path / 'epoch_1.pth')
     read, _ = read_checkpoint(tmp_path / 'epoch_1.pth')
-    assert type(read['options']) is OrderedDict and read['options']['model']['type'] == 'GCViT'
+    assert type(read['options']) is dict and read['options']['model']['type'] == 'GCViT'
     assert read['palette'].shape == (2, 3)
     assert not isinstance(read['logs'], HistoryBuffer)
     assert logs.mean() == 0.375, 'reading must not change what mmengine logs with'
