@@ -225,6 +225,8 @@ _STAND_INS: dict[str, object] = {
     **{f'numpy.{core}.numeric._frombuffer': _Call(_frombuffer) for core in ('core', '_core')},
     **{f'torch._utils.{name}': _Call(_unreadable(what)) for name, what in _SPECIAL.items()},
     'numpy.ndarray': None,
+    'torch.serialization._get_layout': _Call(_none),
+    **dict.fromkeys(('torch.per_tensor_affine', 'torch.per_channel_affine')),
     'numpy.dtype': _Call(_Dtype),
     'argparse.Namespace': _Namespace,
     'mmengine.logging.history_buffer.HistoryBuffer': _Log,
