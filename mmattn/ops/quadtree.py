@@ -161,8 +161,8 @@ def _level(
         if parent_scores is None:
             p = _softmax(s, padding)
         else:
-            families = None if padding is None else padding.unflatten(-1, (-1, 4))
-            p = _softmax(s.unflatten(-1, (-1, 4)), families)
+            families = None if padding is None else padding.reshape(*parents.shape, 4).unsqueeze(-3)
+            p = _softmax(s.reshape(*s.shape[:-1], parents.shape[-1], 4), families)
             p = (p * parent_scores.permute(0, 3, 1, 2)[..., None, :, None]).flatten(-2)
         kept = None if topk is None else _choose(p, topk, padding)
         messages = _message(p, v, kept, attn_type).permute(0, 2, 3, 1, 4).to(dtype)
