@@ -51,7 +51,8 @@ def quadtree_root(
     """
     _check_root(queries, keys, values, topk, attn_type, padding)
     q, k, v = (t.transpose(1, 2) for t in (queries, keys, values))
-    if topk is None and attn_type == 'B':
+    # In ONNX, torch writes the fused attention from opset 14 on only.
+    if topk is None and attn_type == 'B' and not torch.onnx.is_in_onnx_export():
         mask = None if padding is None else ~padding.unsqueeze(0)
         messages = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return messages.transpose(1, 2), None, None
