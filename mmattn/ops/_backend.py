@@ -7,6 +7,7 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,8 +78,8 @@ def exporting() -> bool:
 def recording() -> bool:
     """True while a graph is recorded that will run on maps of other sizes, too.
 
-    Besides exporters, ``torch.jit.trace`` does it, for TensorBoard and mmengine's FLOP counter, too.
-    Its graphs hold the operators, and the sizes in it are tensors.
+    Besides exporters, ``torch.jit.trace`` does it, for TensorBoard and mmengine's FLOP counter,
+    too. Its graphs hold the operators, and the sizes in it are tensors.
     """
     return exporting() or torch.jit.is_tracing()
 
@@ -93,7 +94,7 @@ def known_equal(a: Size, b: Size) -> bool:
     return statically_known_true(a == b) if exporting() else a == b
 
 
-def at_least(size: Size, minimum: int) -> Size:
+def at_least(size: Size, minimum: int) -> Any:  # a Size, which torch's hints call an int
     """The greater of a size and a number, for every input of a recorded graph."""
     return size.clamp(min=minimum) if isinstance(size, Tensor) else torch.sym_max(size, minimum)
 
