@@ -81,10 +81,9 @@ def main() -> None:
     legacy = args.out.suffix == '.onnx' and args.opset < MIN_OPSET_DYNAMO
     size = tuple(args.shape or (TRACED_SIZE_LEGACY if legacy else TRACED_SIZE))
     images = torch.randn(TRACED_BATCH, 3, *size)
+    sides = 'x'.join(map(str, size)) if args.shape else 'any size'
     how = f" by torch's legacy exporter, opset {args.opset}" if legacy else ''
-    print(
-        f'exporting {"x".join(map(str, size)) if args.shape else "any size"}{how} ...', flush=True
-    )
+    print(f'exporting {sides}{how} ...', flush=True)
     start = time.monotonic()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write = write_legacy_onnx if legacy else WRITERS[args.out.suffix]
