@@ -382,9 +382,10 @@ def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
     run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
 
 
-SWIN = """dict(
-    _delete_=True, type='SwinTransformer', embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)
-)"""
+SWIN = (
+    "dict(_delete_=True, type='SwinTransformer', "
+    'embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))'
+)
 RESNET = "dict(_delete_=True, type='ResNet', depth=18, stem_channels=16, base_channels=16)"
 
 
