@@ -51,7 +51,7 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:  # mmengine's recursion; below, all groups are there
             return
-        backbone = getattr(module, 'backbone', None)
+        backbone: Any = getattr(module, 'backbone', None)
         if not hasattr(backbone, 'get_layer_depth'):
             raise TypeError(
                 'layer-wise learning rates need a backbone with get_layer_depth, '
