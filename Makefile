@@ -69,11 +69,12 @@ $(DONE)/fits: $(DONE)/packages
 
 # The operators are compiled below, so that only what has changed is compiled again. openmim asks
 # for openxlab, which asks for a setuptools that torch is too new for.
-$(DONE)/mmattn: $(DONE)/fits $(or $(WHEEL),pyproject.toml setup.py mmattn_configs.py)
+$(DONE)/mmattn: $(DONE)/fits requirements/peft.txt $(or $(WHEEL),pyproject.toml setup.py mmattn_configs.py)
 	@$(STEP) $@ 'mmattn, and what tests it' '$(if $(WHEEL), \
 	    $(PIP) --force-reinstall --no-deps $(WHEEL); $(PIP) -c $(SET) "$(WHEEL)$(EXTRAS)", \
 	    CXX=false MMATTN_CUDA=0 $(PIP) --no-build-isolation -c $(SET) -e ".$(EXTRAS)"); \
-	    $(PIP) --no-deps -c $(COMMON) openmim'
+	    $(PIP) --no-deps -c $(COMMON) openmim; \
+	    $(PIP) --no-deps --upgrade --target $(VENV)/peft -r requirements/peft.txt'
 
 CSRC := setup.py $(wildcard mmattn/ops/csrc/* mmattn/ops/csrc/*/*)
 $(DONE)/operators: $(DONE)/mmattn $(if $(WHEEL),,$(CSRC))

@@ -16,6 +16,7 @@ copies; an editable install gets links, so that it follows the working tree.
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,18 +48,29 @@ CUDA_FLAGS += ' --expt-relaxed-constexpr --expt-extended-lambda'
 ARCHITECTURES = ('8.0', '9.0', '10.0')  # by default, those of them that nvcc knows
 
 
+class BuildError(Exception):
+    """A compiler failed; the message has the first error that it printed."""
+
+
 class BuildOperators(build_ext):
     """Compile the libraries with plain compiler calls, several at a time."""
 
     def run(self):
         for device, compiler in (('cpu', cpu_compiler), ('cuda', cuda_compiler)):
             libraries = [x for x in self.extensions if x.name.startswith(f'mmattn.ops._{device}')]
+            if not libraries:
+                continue
+            # pip hides what a build prints, so the package keeps the reason of a failure.
+            reason = Path(self.get_ext_fullpath(libraries[0].name)).with_name(f'_{device}.txt')
+            reason.unlink(missing_ok=True)
             try:
                 self.build(libraries, compiler)
-            except (OSError, ImportError, subprocess.CalledProcessError) as error:
+            except (OSError, ImportError, BuildError) as error:
                 if device == 'cuda' and os.environ.get('MMATTN_CUDA') == '1':
                     raise
                 print(f'mmattn: no operators for {device}: {error}', file=sys.stderr)
+                reason.parent.mkdir(parents=True, exist_ok=True)
+                reason.write_text(f'{error}\n')
 
     def build(self, libraries, compiler):
         import torch  # for its headers, at build time only
@@ -85,7 +97,12 @@ class BuildOperators(build_ext):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         print(shlex.join([*command, '-o', str(target)]), flush=True)
-        subprocess.run([*command, '-o', target], check=True)
+        done = subprocess.run([*command, '-o', target], stderr=subprocess.PIPE, text=True)
+        print(done.stderr, end='', file=sys.stderr, flush=True)
+        if done.returncode:
+            lines = [x for x in done.stderr.splitlines() if re.search('error|fatal', x)]
+            first = lines[0] if lines else f'exit status {done.returncode}'
+            raise BuildError(f'{command[0]} failed: {first}')
 
     def get_ext_filename(self, name):
         return name.replace('.', '/') + '.so'
@@ -100,11 +117,16 @@ def cpu_compiler(flags):
 def cuda_compiler(flags):
     if not (nvcc := find_nvcc()):
         raise FileNotFoundError('nvcc was not found; CUDA_HOME says where the CUDA toolkit is')
-    names = os.environ.get('TORCH_CUDA_ARCH_LIST', '').replace(';', ' ').split()
+    named = os.environ.get('TORCH_CUDA_ARCH_LIST', '').replace(';', ' ').split()
+    known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True).split()
+    wanted = named or ARCHITECTURES
+    names = [x for x in wanted if f'compute_{x.removesuffix("+PTX").replace(".", "")}' in known]
+    if named and (unknown := sorted({*named} - {*names})):
+        print(f'mmattn: {nvcc} does not know {", ".join(unknown)}: left out', file=sys.stderr)
     if not names:
-        known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True).split()
-        names = [x for x in ARCHITECTURES if f'compute_{x.replace(".", "")}' in known]
-        names[-1:] = [f'{x}+PTX' for x in names[-1:]]
+        raise BuildError(f'{nvcc} knows none of {", ".join(wanted)}, but {", ".join(known)}')
+    if not named:
+        names[-1] += '+PTX'
     codes = []
     for name in names:
         number = name.removesuffix('+PTX').replace('.', '')
@@ -142,8 +164,12 @@ class BuildWithMim(build_py):
         # Links of an earlier build, or the folders of a copied tree.
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
-        for source in sources:
-            (target / source.name).symlink_to(Path('..', '..', source.name))
+        try:
+            for source in sources:
+                (target / source.name).symlink_to(Path('..', '..', source.name))
+        except OSError as error:  # Windows, without the right to make links
+            print(f'mmattn: {target} has copies, as links fail: {error}', file=sys.stderr)
+            self.copy(sources, target)
 
     def copy(self, sources, target):
         # The folder of an earlier build may hold files that were removed since.

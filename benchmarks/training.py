@@ -47,7 +47,7 @@ default_hooks = dict(logger=dict(interval=1))
 DETECTOR = """
 _base_ = '{configs}/gcvit/mask_rcnn_gcvit_t_coco.py'
 model = dict(
-    backbone=dict(arch='xxtiny'),
+    backbone=dict(arch='xxtiny', init_cfg=None),  # random weights: nothing is downloaded
     train_cfg=dict(rcnn=dict(sampler=dict(num=128))),  # of 512: the heads would hide the backbone
 )
 train_pipeline = [

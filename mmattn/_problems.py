@@ -93,6 +93,10 @@ def other_cuda(facts: Facts, part: str) -> bool:
     return bool(facts[part] and cuda(facts)) and release(facts[part])[0] != release(cuda(facts))[0]
 
 
+def linkless(facts: Facts, part: str) -> bool:
+    return facts.editable and ' copies in ' in facts[part]
+
+
 def nothing_compiled(facts: Facts, part: str) -> bool:
     return not facts[part] and not facts['mmcv operators']
 
@@ -126,7 +130,7 @@ TABLE = (
             '{pip} install --upgrade --force-reinstall {wanted}'),
     Problem(FIRST, 'fail', '{found}, needs {need}', too_old, '{pip} install --upgrade {wanted}'),
     Problem('GPU', 'warn', '{found}, but torch is a CPU build: the GPU is not used',
-            with_driver('CPU build'), '{pip} uninstall -y torch, then {pip} install {torch} from '
+            with_driver('CPU build$'), '{pip} uninstall -y torch, then {pip} install {torch} from '
             'an index of CUDA builds, then compile mmcv again'),
     Problem('GPU', 'warn', '{found}, but torch for CUDA {cuda} sees no GPU',
             with_driver(r'CUDA \S+$'), 'unset CUDA_VISIBLE_DEVICES if it is set; otherwise update '
@@ -135,6 +139,12 @@ TABLE = (
             'compile', other_cuda, 'install the CUDA toolkit {cuda} and set CUDA_HOME to it'),
     Problem('C++ compiler', 'warn', 'none, and mmcv has to be compiled', nothing_compiled,
             'apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)'),
+    # Triton compiles the code that starts a kernel when the kernel first runs.
+    Problem('C++ compiler', 'warn', 'none, and GPU kernels need one when they first run',
+            beside_gpu(absent), 'apt-get install gcc (Debian, Ubuntu) or dnf install gcc (Fedora)'),
+    Problem('Python headers', 'warn', 'none, and GPU kernels need Python.h when they first run',
+            beside_gpu(absent), f"install Python's headers {DEBIAN} python3-dev; Fedora: dnf "
+            'install python3-devel)'),
     Problem('transformers', 'warn', '{found}: mmpretrain and multimodal models need 4',
             says('^([5-9]|[1-4][0-9])'), '{pip} install "transformers<5"'),
     Problem('OpenCV', 'fail', 'not installed', absent, '{pip} install opencv-python-headless'),
@@ -182,6 +192,9 @@ TABLE = (
             beside_gpu(says('not available')), '{toolkit}{recompile}'),
     Problem('mmattn', 'fail', BROKEN, error('.'), 'mend what is wrong above; if nothing is, '
             'install mmattn again, or report this error'),
+    Problem('mmattn', 'warn', '{found}: links could not be made, so changes in configs/ and tools/ '
+            'do not reach it', linkless, 'after such changes: {pip} install '
+            '--no-deps --no-build-isolation -e .'),
     Problem('mmattn operators', 'warn', 'not compiled, and the slower reference serves: {found}',
             says('cpu: (?!compiled)'), '{compiler}{rebuild}'),
     Problem('mmattn operators', 'warn', 'no GPU kernels without triton: {found}',

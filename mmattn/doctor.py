@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ IMPORTS = {
     'torch': (
         'import torch; gpus = map(torch.cuda.get_device_name, range(torch.cuda.device_count()));'
         ' cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build";'
-        ' print(torch.__version__, cuda, *gpus, sep=", ")'
+        ' mps = ["mps"] if torch.backends.mps.is_available() else [];'
+        ' print(torch.__version__, cuda, *gpus, *mps, sep=", ")'
     ),
     'numpy': 'import numpy; print(numpy.__version__)',
     'OpenCV': 'import cv2; print(cv2.__version__)',
@@ -46,7 +48,11 @@ IMPORTS = {
     'mmdet': 'import mmdet.apis, mmdet.models; print(mmdet.__version__)',
     'mmseg': 'import mmseg.apis; print(mmseg.__version__)',
     'mmpretrain': 'import mmpretrain.apis, mmpretrain.models; print(mmpretrain.__version__)',
-    'mmattn': 'import mmattn; print(f"{mmattn.__version__} in {mmattn.__path__[0]}")',
+    'mmattn': (
+        'import mmattn, pathlib; folder = mmattn.__path__[0]; mim = pathlib.Path(folder, ".mim");'
+        ' print(mmattn.__version__, "in", folder,'
+        ' *([] if (mim / "configs").is_symlink() else ["copies in", mim]))'
+    ),
     'mmattn operators': (
         'from mmattn.ops import backend_report as report; print('
         '*(f"{d}: {b.problem or \'compiled\'}" for d, b in report().backends.items()), sep="; ")'
@@ -59,6 +65,7 @@ PARTS = {
     'GPU': 'no NVIDIA driver: everything runs on the CPU',
     'nvcc': 'none: only needed to compile CUDA operators',
     'C++ compiler': 'none: mmcv is compiled already',
+    'Python headers': 'none: only needed on a GPU',
     'transformers': 'not installed, and not needed',
     **dict.fromkeys(IMPORTS, ''),
     'triton': 'not installed: only needed on a GPU',
@@ -129,12 +136,15 @@ def probe() -> Facts:
     names = [name for pair in OPENMMLAB.values() for name in pair]
     distributions = installed([*names, 'transformers'])
     nvcc = f'{os.environ.get("CUDA_HOME", "/usr/local/cuda")}/bin/nvcc'  # as torch looks for it
+    headers = Path(sysconfig.get_path('include'), 'Python.h')
+    mps = "Apple's mps: the references serve" if parts['torch'].output.endswith(', mps') else ''
     compilers = map(shutil.which, (os.environ.get('CXX', 'c++'), 'c++', 'g++', 'clang++'))
     others = {
         'Python': sys.version.split()[0],
-        'GPU': ask(r'Driver Version: [\d.]+', 'nvidia-smi'),
+        'GPU': ask(r'Driver Version: [\d.]+', 'nvidia-smi') or mps,
         'nvcc': ask(r'(?<=release )[\d.]+', nvcc if shutil.which(nvcc) else 'nvcc', '--version'),
         'C++ compiler': next(filter(None, compilers), ''),
+        'Python headers': str(headers) if headers.is_file() else '',
         'transformers': distributions.get('transformers', ''),
     }
     # The .egg-info of setuptools in a working tree is found, too, and has no origin (PEP 610).

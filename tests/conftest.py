@@ -2,6 +2,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import network
 from helpers.runs import forget_runs
 
 import mmattn
@@ -21,6 +22,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    network.close()
     wheel = config.getoption('--installed')
     if wheel and (difference := difference_from(wheel)):
         raise pytest.UsageError(f'the mmattn that is imported is not {wheel}: {difference}')

@@ -23,6 +23,7 @@ HEALTHY = {
     'GPU': '',
     'nvcc': '',
     'C++ compiler': '/usr/bin/c++',
+    'Python headers': '/usr/include/python3.11/Python.h',
     'transformers': '',
     'numpy': '2.2.6',
     'OpenCV': '4.12.0',
@@ -76,6 +77,19 @@ CASES = [
         environment({'C++ compiler': '', 'mmcv operators': no_module('mmcv._ext')}),
         'none, and mmcv has to be compiled',
         'apt-get install g++',
+    ),
+    (
+        'C++ compiler',
+        environment(H200 | {'C++ compiler': ''}),
+        'GPU kernels need one',
+        'apt-get install gcc',
+    ),
+    ('Python headers', environment(H200 | {'Python headers': ''}), 'Python.h', 'python3-dev'),
+    (
+        'mmattn',
+        environment({'mmattn': '0.1.0 in /here/mmattn copies in /here/mmattn/.mim'}),
+        'links could not be made',
+        'pip install --no-deps --no-build-isolation -e .',
     ),
     ('transformers', environment({'transformers': '5.2'}), '5.2', '"transformers<5"'),
     ('OpenCV', environment({'OpenCV': ''}), 'not installed', 'install opencv-python-headless'),
@@ -171,6 +185,11 @@ def test_nothing_is_wrong_with_either_stack(distributions):
     for check in examine(environment(distributions=distributions)):
         assert (check.state, check.mend) == ('ok', ''), check
         assert check.found
+
+
+def test_nothing_is_wrong_with_apples_gpu():
+    facts = environment({'torch': '2.13.0, CPU build, mps', 'GPU': "Apple's mps: the references"})
+    assert {check.state for check in examine(facts)} == {'ok'}
 
 
 def test_nothing_is_wrong_beside_a_gpu():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tools/dist_test.sh CONFIG CHECKPOINT NPROC [options of test.py]
+# tools/dist_test.sh CONFIG CHECKPOINT NPROC [options of test.py]    ('': as test.py without one)
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT in the environment.
 set -euo pipefail
 (( $# >= 3 )) || { sed -n 2,3p "$0" >&2; exit 2; }

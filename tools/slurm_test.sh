@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]
+# tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]    ('': as test.py)
 # In the environment: GPUS, GPUS_PER_NODE (8 each), CPUS_PER_TASK (5), SRUN_ARGS.
 set -euo pipefail
 (( $# >= 4 )) || { sed -n 2,3p "$0" >&2; exit 2; }

@@ -1,20 +1,23 @@
-"""Test a detector, segmentor or classifier: ``tools/test.py CONFIG CHECKPOINT [options]``."""
+"""Test a detector, segmentor or classifier: ``tools/test.py CONFIG [CHECKPOINT] [options]``."""
 
 import argparse
 from copy import deepcopy
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
 from torch import nn
 
+from mmattn.engine.metafile import weights_of
 from mmattn.engine.runtime import (
-    adapt_to_cpu,
+    adapt_to_device,
     add_options,
     build_runner,
     check_data,
     is_sharded,
     load_weights,
     read_config,
+    stop,
     warn,
 )
 
@@ -31,7 +34,12 @@ TTA_MODELS = {
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Test a model.')
     add_options(parser)
-    parser.add_argument('checkpoint', help='your own or a published file, or a URL')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help="your own or a published file, or a URL [the config's load_from, or else its "
+        'published weights]',
+    )
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to this file')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', metavar='FOLDER', help='write pictures of the predictions')
@@ -47,6 +55,8 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     check_data(cfg, ['test_dataloader'])
+    checkpoint = choose_checkpoint(cfg, args)
+    cfg.load_from, cfg.resume = None, False  # loaded here, by our loader
     if args.show or args.show_dir:
         draw(cfg, args)
     if args.tta:
@@ -54,14 +64,26 @@ def main() -> None:
     if is_sharded(cfg):  # only in training; the checkpoints are ordinary
         cfg.pop('strategy')
         cfg.pop('runner_type')
-    adapt_to_cpu(cfg)
+    adapt_to_device(cfg)
     runner = build_runner(cfg)
-    runner.logger.info(str(load_weights(runner.model, args.checkpoint)))
+    runner.logger.info(str(load_weights(runner.model, checkpoint)))
     if args.tta and cfg.tta_model.type == 'DetTTAModel':
         leave_out_masks(runner.model)
     if args.out:
         runner.test_evaluator.metrics.append(dump_to(args.out, cfg.default_scope))
     runner.test()
+
+
+def choose_checkpoint(cfg: Config, args: argparse.Namespace) -> str:
+    """Checkpoint to test: that of the options, of the config, or the published one; or stop."""
+    if args.checkpoint:
+        return args.checkpoint
+    if cfg.get('load_from'):
+        return cfg.load_from
+    if published := weights_of(args.config):
+        print_log(f'no checkpoint was given: testing the published {published}', logger='current')
+        return published
+    stop(f'no weights of {args.config} are published: name a checkpoint')
 
 
 def draw(cfg: Config, args: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint
 
+from mmattn.checkpoint import CheckpointError
 from mmattn.engine.runtime import (
-    adapt_to_cpu,
+    adapt_to_device,
     add_options,
     build_runner,
     check_data,
@@ -61,11 +62,14 @@ def main() -> None:
         # mmengine counts the images of an iteration, not of an update by accumulated gradients.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     resume(cfg, args.resume)
-    adapt_to_cpu(cfg)
+    adapt_to_device(cfg)
     # With compile=True mmengine compiles the whole train step. Parts that torch cannot compile (in
     # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) run uncompiled instead of raising.
     torch._dynamo.config.suppress_errors = True
-    build_runner(cfg).train()
+    try:
+        build_runner(cfg).train()
+    except CheckpointError as error:  # of the published weights that training starts from
+        stop(str(error))
 
 
 def resume(cfg: Config, source: str | None) -> None:
@@ -87,11 +91,28 @@ def resume(cfg: Config, source: str | None) -> None:
         stop(f'--resume: there is no checkpoint file {source}')
     cfg.resume = True
     cfg.load_from = str(source)
+    drop_pretrained(cfg.model)  # the checkpoint replaces those weights
     # mmengine restores a drawn seed after it has built the data loader, whose order then differs.
     if cfg.get('randomness', {}).get('seed') is None:
         seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
     let_mmengine_resume()
+
+
+def drop_pretrained(node: Any) -> None:
+    """Take ``init_cfg=dict(type='Pretrained', ...)`` out of a model's config, wherever it is."""
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            drop_pretrained(child)
+    elif isinstance(node, dict):
+        inits = node.get('init_cfg') or []
+        inits = inits if isinstance(inits, list) else [inits]
+        if kept := [init for init in inits if init.get('type') != 'Pretrained']:
+            node['init_cfg'] = kept
+        elif inits:
+            node['init_cfg'] = None
+        for child in node.values():
+            drop_pretrained(child)
 
 
 def let_mmengine_resume() -> None:

@@ -4,7 +4,13 @@ _base_ = [
     '../_base_/datasets/coco_instance_multiscale.py',
     '../_base_/schedules/coco_3x.py',
 ]
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/1367349deefc48efa650/?dl=1'
 model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='tiny'),
+    backbone=dict(
+        _delete_=True,
+        type='DAT',
+        arch='tiny',
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     neck=dict(in_channels=[96, 192, 384, 768]),
 )

@@ -1,2 +1,6 @@
 _base_ = 'dino_dat_tpp_36e_coco.py'
-model = dict(backbone=dict(arch='small++'), neck=dict(in_channels=[192, 384, 768]))
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/4c2a76360c964fbd81d5/?dl=1'
+model = dict(
+    backbone=dict(arch='small++', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[192, 384, 768]),
+)

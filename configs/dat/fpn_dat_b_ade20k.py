@@ -1,2 +1,6 @@
 _base_ = 'fpn_dat_t_ade20k.py'
-model = dict(backbone=dict(arch='base'), neck=dict(in_channels=[128, 256, 512, 1024]))
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/a8d2a9645d454120b635/?dl=1'
+model = dict(
+    backbone=dict(arch='base', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

@@ -1,2 +1,3 @@
 _base_ = 'mask_rcnn_dat_t_1x_coco.py'
-model = dict(backbone=dict(arch='small'))
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/f04b18081e3e4606adb7/?dl=1'
+model = dict(backbone=dict(arch='small', init_cfg=dict(checkpoint=checkpoint)))

@@ -5,7 +5,14 @@ _base_ = [
     '../_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_1x.py',
 ]
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/1367349deefc48efa650/?dl=1'
 model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='tiny', out_indices=(1, 2, 3)),
+    backbone=dict(
+        _delete_=True,
+        type='DAT',
+        arch='tiny',
+        out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     neck=dict(in_channels=[192, 384, 768], start_level=0),
 )

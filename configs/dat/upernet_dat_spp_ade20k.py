@@ -1,6 +1,7 @@
 _base_ = 'upernet_dat_tpp_ade20k.py'
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/4c2a76360c964fbd81d5/?dl=1'
 model = dict(
-    backbone=dict(arch='small++', drop_path_rate=0.5),
+    backbone=dict(arch='small++', drop_path_rate=0.5, init_cfg=dict(checkpoint=checkpoint)),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )

@@ -4,8 +4,14 @@ _base_ = [
     '../_base_/datasets/ade20k.py',
     '../_base_/schedules/ade20k_160k.py',
 ]
+checkpoint = 'https://cloud.tsinghua.edu.cn/f/1367349deefc48efa650/?dl=1'
 model = dict(
-    backbone=dict(_delete_=True, type='DAT', arch='tiny'),
+    backbone=dict(
+        _delete_=True,
+        type='DAT',
+        arch='tiny',
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
 )

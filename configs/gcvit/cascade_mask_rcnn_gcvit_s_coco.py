@@ -1,2 +1,7 @@
+# Our choice, as it was not published: drop path of the ImageNet training.
 _base_ = 'cascade_mask_rcnn_gcvit_t_coco.py'
-model = dict(backbone=dict(arch='small'), neck=dict(in_channels=[96, 192, 384, 768]))
+checkpoint = 'https://huggingface.co/nvidia/GCViT/resolve/main/gcvit_1k_small.pth.tar'
+model = dict(
+    backbone=dict(arch='small', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

@@ -1,3 +1,4 @@
+# Our choice, as it was not published: the recipe of 384.
 _base_ = 'gcvit_l_384_imagenet.py'
 model = dict(backbone=dict(window_size=(16, 16, 32, 16), resolution=512))
 train_pipeline = _base_.train_pipeline

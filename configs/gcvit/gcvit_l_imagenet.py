@@ -1,2 +1,2 @@
-_base_ = 'gcvit_t_imagenet.py'
+_base_ = 'gcvit_b_imagenet.py'
 model = dict(backbone=dict(arch='large'), head=dict(in_channels=1536))

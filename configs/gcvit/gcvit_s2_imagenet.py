@@ -1,2 +1,2 @@
-_base_ = 'gcvit_t_imagenet.py'
-model = dict(backbone=dict(arch='small2'), head=dict(in_channels=768))
+_base_ = 'gcvit_s_imagenet.py'
+model = dict(backbone=dict(arch='small2'))

@@ -1,2 +1,2 @@
-_base_ = 'gcvit_t_imagenet.py'
+_base_ = 'gcvit_xt_imagenet.py'
 model = dict(backbone=dict(arch='tiny2'))

@@ -1,13 +1,15 @@
-# 10 epochs at the last learning rate follow. The weights' moving average is tested and saved.
-# Our choice, as it was not published: the cosine ends at 1e-5, as Swin's in mmpretrain.
+# Tested on the largest central square (crop 1.0), as XXT, B and L.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/imagenet_300e.py',
+    '../_base_/schedules/imagenet_320e_gcvit.py',
 ]
 model = dict(
     backbone=dict(_delete_=True, type='GCViT', arch='tiny', out_indices=(3,)),
     head=dict(in_channels=512),
 )
-train_cfg = dict(max_epochs=310)
-custom_hooks = [dict(type='EMAHook', momentum=2e-4)]
+train_dataloader = dict(batch_size=128)  # per GPU, of 8
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = 224
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

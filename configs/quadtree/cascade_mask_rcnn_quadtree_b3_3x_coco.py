@@ -1,2 +1,5 @@
 _base_ = 'cascade_mask_rcnn_quadtree_b2_3x_coco.py'
-model = dict(backbone=dict(arch='b3'))
+checkpoint = (
+    'https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention/b3.pth'
+)
+model = dict(backbone=dict(arch='b3', init_cfg=dict(checkpoint=checkpoint)))

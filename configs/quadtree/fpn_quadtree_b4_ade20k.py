@@ -1,2 +1,8 @@
 _base_ = 'fpn_quadtree_b0_ade20k.py'
-model = dict(backbone=dict(arch='b4'), neck=dict(in_channels=[64, 128, 320, 512]))
+checkpoint = (
+    'https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention/b4.pth'
+)
+model = dict(
+    backbone=dict(arch='b4', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -3,7 +3,15 @@ _base_ = [
     '../_base_/datasets/coco_instance_multiscale.py',
     '../_base_/schedules/coco_3x.py',
 ]
+checkpoint = (
+    'https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention/b0.pth'
+)
 model = dict(
-    backbone=dict(_delete_=True, type='QuadTree', arch='b0'),
+    backbone=dict(
+        _delete_=True,
+        type='QuadTree',
+        arch='b0',
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     neck=dict(in_channels=[32, 64, 160, 256]),
 )

@@ -1,2 +1,8 @@
 _base_ = 'mask_rcnn_quadtree_b0_3x_coco.py'
-model = dict(backbone=dict(arch='b1'), neck=dict(in_channels=[64, 128, 320, 512]))
+checkpoint = (
+    'https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention/b1.pth'
+)
+model = dict(
+    backbone=dict(arch='b1', init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

@@ -1,3 +1,4 @@
+# With repeated augmentation: an epoch has a third of the images, each three times.
 _base_ = [
     '../_base_/models/image_classifier.py',
     '../_base_/datasets/imagenet_224.py',
@@ -9,3 +10,4 @@ model = dict(
     ),
     head=dict(in_channels=256),
 )
+train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))

@@ -1,2 +1,2 @@
-_base_ = 'quadtree_b0_imagenet.py'
-model = dict(backbone=dict(arch='b4'), head=dict(in_channels=512))
+_base_ = 'quadtree_b3_imagenet.py'
+model = dict(backbone=dict(arch='b4'))

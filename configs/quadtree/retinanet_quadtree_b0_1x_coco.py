@@ -4,7 +4,16 @@ _base_ = [
     '../_base_/datasets/coco_detection.py',
     '../_base_/schedules/coco_1x_quadtree.py',
 ]
+checkpoint = (
+    'https://github.com/Tangshitao/QuadTreeAttention/releases/download/QuadTreeAttention/b0.pth'
+)
 model = dict(
-    backbone=dict(_delete_=True, type='QuadTree', arch='b0', out_indices=(1, 2, 3)),
+    backbone=dict(
+        _delete_=True,
+        type='QuadTree',
+        arch='b0',
+        out_indices=(1, 2, 3),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     neck=dict(in_channels=[64, 160, 256], start_level=0),
 )

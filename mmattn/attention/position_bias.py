@@ -130,6 +130,7 @@ class LogContinuousBias(NoBias):
         keys = positions.flatten(2, 3)[:, :, None]
         displacement = 4 * (queries.points[:, None] - keys)  # -8 to 8 over the map
         logarithmic = displacement.sign() * torch.log1p(displacement.abs()) / math.log(8)
+        logarithmic = logarithmic.to(next(self.mlp.parameters()).dtype)
         return self.mlp(logarithmic).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 

@@ -14,7 +14,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmattn.checkpoint import load_checkpoint, rename_on_load
+from mmattn.checkpoint import CheckpointError, load_checkpoint, rename_on_load
 from mmattn.layers import ScaledResidual
 from mmattn.ops import recording
 
@@ -25,6 +25,8 @@ MIN_IMAGE_SIDE = 32
 # drop path (present or absent) needs a program, image sizes and batches do not. torch's limit of 8
 # would leave most blocks uncompiled.
 _MAX_PROGRAMS = 128
+
+_DO_WITHOUT = 'to start from random weights: --cfg-options model.backbone.init_cfg=None'
 
 Arch = TypeVar('Arch')
 
@@ -202,7 +204,11 @@ class PyramidBackbone(BaseModule):
         return self
 
     def init_weights(self) -> None:
-        """Apply ``init_cfg``: published weights by our loader, all else by mmengine."""
+        """Apply ``init_cfg``: published weights by our loader, all else by mmengine.
+
+        Raises:
+            CheckpointError: the published weights cannot be had or do not fit.
+        """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
         pretrained = [config for config in configs if config.get('type') == 'Pretrained']
         whole, self.init_cfg = self.init_cfg, [c for c in configs if c and c not in pretrained]
@@ -211,7 +217,10 @@ class PyramidBackbone(BaseModule):
         finally:
             self.init_cfg = whole
         for config in pretrained:
-            report = load_checkpoint(self, config['checkpoint'], prefix=config.get('prefix'))
+            try:
+                report = load_checkpoint(self, config['checkpoint'], prefix=config.get('prefix'))
+            except (CheckpointError, FileNotFoundError) as error:
+                raise CheckpointError(f'{error}; {_DO_WITHOUT}') from error.__cause__
             print_log(report.summary, logger='current')
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from .files import CheckpointError, read_state_dict
+from .errors import CheckpointError
+from .files import read_state_dict
 from .report import LoadReport
 
 

@@ -7,15 +7,16 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlparse
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .address import label_of
+from .download import find_file
+from .errors import CheckpointError
 from .wrappers import unwrap
 
 # Containers of the weights in checkpoints of training programs, and of their average; the first
@@ -27,10 +28,6 @@ CONTAINERS = RAW_WEIGHTS + AVERAGED_WEIGHTS
 MMENGINE_RAW_WEIGHTS = 'ema_state_dict'
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, is none of the known formats, or does not fit the model."""
-
-
 def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], str]:
     """Read the tensors of a checkpoint by name, on the CPU, and a label of the source for messages.
 
@@ -38,8 +35,8 @@ def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], st
 
     Args:
         source: a ``.safetensors`` file or one of ``torch.save``, an http(s) address of one
-            (downloaded once into torch.hub's folder), or a mapping. Weights may lie in a container
-            ('state_dict', 'model', ...) and have names that torch's wrappers (DDP, compile) make.
+            (as :func:`mmattn.checkpoint.find_file` finds it), or a mapping. Weights may lie in a
+            container ('state_dict', 'model', ...) and have names that wrappers add to.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -48,8 +45,7 @@ def read_state_dict(source: str | Path | Mapping) -> tuple[dict[str, Tensor], st
         TypeError: source is none of the above.
     """
     content, label = read_checkpoint(source)
-    container = next((name for name in CONTAINERS if _has(content, name)), None)
-    return weights_of(content, label, container), label
+    return weights_of(content, label, default_container(content)), label
 
 
 def read_checkpoint(source: str | Path | Mapping) -> tuple[Any, str]:
@@ -57,8 +53,13 @@ def read_checkpoint(source: str | Path | Mapping) -> tuple[Any, str]:
     if isinstance(source, Mapping):
         return source, 'a state dict'
     if isinstance(source, (str, Path)):
-        return _read_file(_local_file(str(source))), str(source)
+        return _read_file(find_file(str(source))), label_of(str(source))
     raise TypeError(f'source must be a path, a URL or a state dict, got {type(source).__name__}')
+
+
+def default_container(content: Any) -> str | None:
+    """Container whose weights are taken where nobody chooses; None if they are at the top."""
+    return next((name for name in CONTAINERS if _has(content, name)), None)
 
 
 def weight_sets(content: Any) -> dict[str, str]:
@@ -94,29 +95,6 @@ def weights_of(content: Any, label: str, container: str | None) -> dict[str, Ten
 
 def _has(content: object, container: str) -> bool:
     return isinstance(content, Mapping) and isinstance(content.get(container), Mapping)
-
-
-def _local_file(source: str) -> Path:
-    url = urlparse(source)
-    if url.scheme not in ('http', 'https'):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f'there is no checkpoint file {path}')
-        return path
-    # Under its whole address: on model hubs many files have the same name.
-    address = url.path + (f'?{url.query}' if url.query else '')
-    path = Path(torch.hub.get_dir(), 'checkpoints', quote(url.netloc), quote(address.lstrip('/')))
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print(f'downloading {source} to {path}')
-        try:
-            torch.hub.download_url_to_file(source, str(path))
-        except (OSError, HTTPException) as error:  # of the first kind are urllib's own
-            raise CheckpointError(
-                f'{source} cannot be downloaded: {_first_line(error)}; download it by other '
-                f'means and name the file'
-            ) from error
-    return path
 
 
 def _read_file(path: Path) -> Any:

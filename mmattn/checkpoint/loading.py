@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .by_name import load_by_name
-from .files import CheckpointError, read_state_dict
+from .errors import CheckpointError
+from .files import default_container, read_checkpoint, weight_sets, weights_of
 from .fit import Backbone, Fitted, fit_backbone, is_output_norm
 from .names import (
     CLASSIFIER_HEAD,
@@ -69,7 +70,9 @@ def load_checkpoint(
     if found is None:
         return load_by_name(model, source, strict, prefix)
     backbone, is_whole = found
-    state, label = read_state_dict(source)
+    content, label = read_checkpoint(source)
+    container = default_container(content)
+    state = weights_of(content, label, container)
     if prefix is None:
         prefix = _only_prefix(state, label, backbone.family)
     elif prefix and not prefix.endswith('.'):
@@ -85,6 +88,7 @@ def load_checkpoint(
     kind = _kind(fitted.classifier, heads)
     report = LoadReport(label, f'{origin} {backbone.family} {kind}')
     report.dropped |= dict.fromkeys(outside, f'not below {prefix!r}')
+    report.other_sets = {k: name for k, name in weight_sets(content).items() if name != container}
     wanted = model.state_dict()
     if not is_whole:
         wanted = {BACKBONE + name: value for name, value in wanted.items()}

@@ -24,15 +24,15 @@ def resize_bias_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     sides = [math.isqrt(rows) for rows in (table.shape[0], shape[0])]
     if sides[0] ** 2 != table.shape[0] or sides[1] ** 2 != shape[0]:
         return None
-    image = table.t().reshape(1, -1, sides[0], sides[0])
-    wanted = F.interpolate(
-        image.float() if table.itemsize < 4 else image, size=(sides[1], sides[1]), mode='bicubic'
-    )
-    return wanted.view(-1, shape[0]).t().to(table.dtype)
+    image = table.t().reshape(-1, sides[0], sides[0])
+    return _resize_image(image, (sides[1], sides[1])).view(-1, shape[0]).t()
 
 
 def resize_displacement_table(table: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Table of displacements for another image size, interpolated as deformable attention reads it.
+    """Table of displacements for another image size, interpolated bicubically for each head.
+
+    So DAT's authors start to fine-tune at 384. Attention aligns the table's corners, so that the
+    bias it reads changes slightly.
 
     Args:
         table: (heads, 2s-1, 2s-1).
@@ -43,9 +43,13 @@ def resize_displacement_table(table: Tensor, shape: tuple[int, ...]) -> Tensor |
     """
     if table.ndim != 3 or len(shape) != 3 or table.shape[0] != shape[0]:
         return None
-    image = table[None].float() if table.itemsize < 4 else table[None]
-    wanted = F.interpolate(image, size=shape[1:], mode='bilinear', align_corners=True)
-    return wanted[0].to(table.dtype)
+    return _resize_image(table, (shape[1], shape[2]))
+
+
+def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(heads, h, w) in another size, bicubically, corners not aligned; half types by float32."""
+    wider = image.float() if image.itemsize < 4 else image
+    return F.interpolate(wider[None], size=size, mode='bicubic')[0].to(image.dtype)
 
 
 def resize_input_channels(kernel: Tensor, shape: tuple[int, ...]) -> Tensor | None:

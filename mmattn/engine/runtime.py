@@ -141,13 +141,13 @@ def load_weights(model: nn.Module, checkpoint: str, part: str = '') -> LoadRepor
     fresh = [name for name in report.fresh if name.startswith(part)]
     if fresh:
         stop(
-            f'{checkpoint} ({report.format}) has no weights for {len(fresh)} tensors of the '
+            f'{report.source} ({report.format}) has no weights for {len(fresh)} tensors of the '
             f'model, such as {", ".join(fresh[:3])}; they would stay random'
         )
     return report
 
 
-# ----------------------------------------------------------------------- machines without a GPU
+# --------------------------------------------------------------- machines without an NVIDIA GPU
 
 
 def is_sharded(cfg: Config) -> bool:
@@ -155,12 +155,12 @@ def is_sharded(cfg: Config) -> bool:
     return 'FSDP' in cfg.get('strategy', {}).get('type', '')
 
 
-def adapt_to_cpu(cfg: Config) -> None:
-    """On a machine without an accelerator, replace the config's parts that need one."""
-    if get_device() != 'cpu':
-        return
-    use_float32(cfg)
-    if cfg.launcher == 'none':
+def adapt_to_device(cfg: Config) -> None:
+    """On a CPU, or on Apple's GPU (mps), replace the config's parts that need another device."""
+    device = get_device()
+    if device in ('cpu', 'mps'):
+        use_float32(cfg, device)
+    if device != 'cpu' or cfg.launcher == 'none':
         return
     if is_sharded(cfg):
         shard_on_cpu(cfg)
@@ -168,11 +168,11 @@ def adapt_to_cpu(cfg: Config) -> None:
     replace_sync_bn(cfg)
 
 
-def use_float32(cfg: Config) -> None:
-    """Replace AmpOptimWrapper, which needs a GPU in mmengine, by OptimWrapper."""
+def use_float32(cfg: Config, device: str) -> None:
+    """Replace AmpOptimWrapper, which mmengine does not have for the device, by OptimWrapper."""
     if cfg.get('optim_wrapper', {}).get('type') != 'AmpOptimWrapper':
         return
-    warn("No GPU: training in float32, since mmengine's AmpOptimWrapper needs one.")
+    warn(f"Training in float32, since mmengine's AmpOptimWrapper does not run on {device}.")
     kept = {k: v for k, v in cfg.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
     cfg.optim_wrapper = ConfigDict(kept, type='OptimWrapper')
 

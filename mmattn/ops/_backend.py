@@ -7,13 +7,11 @@ import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-# Of a map; a symbol or a tensor in recorded graphs.
-Size = int | torch.SymInt | Tensor
 
 MODES = ('auto', 'compiled', 'reference')
 
@@ -77,13 +75,13 @@ def exporting() -> bool:
 def recording() -> bool:
     """True while a graph is recorded that will run on maps of other sizes, too.
 
-    Besides exporters, ``torch.jit.trace`` does it, for TensorBoard and mmengine's FLOP counter, too.
+    Exporters do it, and ``torch.jit.trace``, for TensorBoard and mmengine's FLOP counter, too.
     Its graphs hold the operators, and the sizes in it are tensors.
     """
     return exporting() or torch.jit.is_tracing()
 
 
-def known_equal(a: Size, b: Size) -> bool:
+def known_equal(a: Any, b: Any) -> bool:
     """True if two sizes are equal; in a recorded graph, if they are equal for every input.
 
     A plain comparison would specialize the graph on the size that it is recorded with.
@@ -93,7 +91,7 @@ def known_equal(a: Size, b: Size) -> bool:
     return statically_known_true(a == b) if exporting() else a == b
 
 
-def at_least(size: Size, minimum: int) -> Size:
+def at_least(size: Any, minimum: int) -> Any:
     """The greater of a size and a number, for every input of a recorded graph."""
     return size.clamp(min=minimum) if isinstance(size, Tensor) else torch.sym_max(size, minimum)
 
@@ -160,8 +158,10 @@ def _load_cuda() -> Backend:
         return Backend('triton is not installed: pip install triton')
     problem = _load_library('_cuda.so')
     if not problem:
-        from . import triton  # here, because it needs triton
-
+        try:
+            from . import triton  # here, because it needs triton
+        except Exception as error:  # of any kind: a broken triton, or one for another torch
+            return Backend(f'triton does not import: {type(error).__name__}: {error}')
         triton.register('CUDA')
     return Backend(problem)
 
@@ -170,7 +170,9 @@ def _load_library(name: str) -> str:
     """Load a library of this folder; returns what went wrong."""
     path = Path(__file__).with_name(name)
     if not path.exists():
-        return f'{name} was not built with the package'
+        reason = path.with_name(f'{"_cuda" if "cuda" in name else "_cpu"}.txt')
+        why = f': {reason.read_text().strip()}' if reason.is_file() else ''
+        return f'{name} was not built with the package{why}'
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -55,7 +55,9 @@ def quadtree_root(
         mask = None if padding is None else ~padding.unsqueeze(0)
         messages = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return messages.transpose(1, 2), None, None
-    p = _softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), padding)
+    with without_autocast(q):  # in half types the products overflow
+        q, k = (t.to(accumulate_dtype(t.dtype)) for t in (q, k))
+        p = _softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), padding)
     kept = None if topk is None else _choose_without_sorting(p, topk, padding)
     messages = _message(p, v, kept, attn_type).transpose(1, 2)
     if kept is None:

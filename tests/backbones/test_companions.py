@@ -1,7 +1,10 @@
 """What other tools do with a backbone's layers and state: adapters, pruning, quantization."""
 
 import copy
+import importlib
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,14 +36,20 @@ def assert_equal_maps(actual, expected, **tolerance):
 # ------------------------------------------------------------------------------------- layers
 
 
-@every_kind
-def test_lora_of_peft_changes_the_output_and_merges(kind):
-    from peft import LoraConfig, get_peft_model
+@pytest.fixture(scope='module')
+def peft():
+    """The package, which `make setup` puts into a folder that other tests do not see."""
+    sys.path.append(str(Path(sys.prefix, 'peft')))
+    yield importlib.import_module('peft')
+    sys.path.pop()
 
+
+@every_kind
+def test_lora_of_peft_changes_the_output_and_merges(kind, peft):
     model, x = small(kind), image()
     names = linear_names(model)
     before = model(x)
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=names)).eval()
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=names)).eval()
     assert_equal_maps(adapted(x), before)  # B is zero at first
     for name, parameter in adapted.named_parameters():
         if 'lora_B' in name:

@@ -54,34 +54,6 @@ def copy_of(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-# -------------------------------------------------------------------------------------- addresses
-
-
-def test_url_is_downloaded_once(served, tmp_path, monkeypatch, backbone, published, capsys):
-    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    for folder, value in (('tiny', 1.0), ('small', 2.0)):
-        (tmp_path / 'served' / folder).mkdir(parents=True)
-        state = published | {'patch_embed.proj.bias': torch.full((32,), value)}
-        files.CONTAINERS['safetensors'](state, tmp_path / 'served' / folder / 'model.safetensors')
-    with served(tmp_path / 'served') as address:
-        urls = [f'{address}/{name}/model.safetensors?download=true' for name in ('tiny', 'small')]
-        for value, url in enumerate(urls, start=1):
-            load_checkpoint(backbone, url)
-            assert f'downloading {url}' in capsys.readouterr().out
-            assert torch.equal(backbone.stem.proj.bias, torch.full((32,), float(value)))
-        before = copy_of(backbone)
-        with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded: .*404'):
-            load_checkpoint(backbone, f'{address}/none.pth')
-        assert_unchanged(backbone, before)
-    capsys.readouterr()
-    for value, url in enumerate(urls, start=1):
-        load_checkpoint(backbone, url)
-        assert capsys.readouterr().out == ''
-        assert torch.equal(backbone.stem.proj.bias, torch.full((32,), float(value)))
-    with pytest.raises(CheckpointError, match=r'none\.pth cannot be downloaded: .*refused'):
-        load_checkpoint(backbone, f'{address}/none.pth')
-
-
 # ----------------------------------------------------------------------------------------- safety
 
 

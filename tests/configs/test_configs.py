@@ -1,6 +1,7 @@
-"""Configs: agreement with their names, differences between siblings, recipes, data folders.
+"""Configs: agreement with their names, differences between siblings, data folders, weights.
 
-test_metafiles.py builds those with an entry, and counts their parameters and FLOPs.
+test_metafiles.py builds those with an entry, and counts their parameters and FLOPs; test_recipes.py
+has optimizers, schedules and pipelines.
 """
 
 import re
@@ -10,11 +11,10 @@ from pathlib import Path
 import model_zoo
 import pytest
 import torch
+import yaml
 from helpers.metafiles import entries
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import mmattn
 from mmattn.attention import QuadTreeAttention
@@ -25,10 +25,13 @@ LEAVES = sorted(
 )
 ENTRIES = entries()
 pytestmark = pytest.mark.usefixtures('no_metafiles')
+ROWS = {
+    f'{name}.py': row
+    for row in yaml.safe_load(Path(__file__).with_name('recipes.yml').read_text())['rows']
+    for name in row['configs']
+}
 ABLATIONS = [name for name in LEAVES if '/ablations/' in name]
 REGULAR = [name for name in ENTRIES if name not in ABLATIONS]
-TABLES = re.compile(r'relative_position_bias_table$|\.position_bias\.')
-NORMS = (_BatchNorm, torch.nn.LayerNorm, torch.nn.GroupNorm)
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +104,8 @@ def test_is_what_its_name_says(name):
         assert loader.dataset.type == DATA[part['dataset']]
     if part['extra'] in EPOCHS:
         assert cfg.train_cfg.max_epochs == EPOCHS[part['extra']]
-    elif part['extra']:
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            assert loader.dataset.pipeline[1].scale == int(part['extra'])
+    elif part['extra'] and part['extra'].isdigit():
+        assert cfg.train_dataloader.dataset.pipeline[1].scale == int(part['extra'])
 
 
 # ---- Siblings
@@ -147,15 +149,30 @@ def kinds():
     return [names for names in found.values() if len(names) > 1]
 
 
+# Where sizes differ: in the model, in the weights it starts from, and in what their rows of
+# recipes.yml say.
+OF_SIZE = (
+    r'model\.backbone\.(arch|drop_path_rate)|.*\.in_channels',
+    r'checkpoint|model\.backbone\.init_cfg\.checkpoint',
+)
+OF_RECIPE = dict(
+    images=r'train_dataloader\.batch_size',
+    rate=r'optim_wrapper\.optimizer\.lr',
+    warmup=r'param_scheduler\.\d\.(start_factor|begin|end)',
+    precision=r'optim_wrapper\.type',
+    clip=r'optim_wrapper\.clip_grad(\.max_norm)?',
+    test=r'(test_pipeline|(val|test)_dataloader\.dataset\.pipeline)\..*',
+)
+
+
 @pytest.mark.parametrize('names', kinds(), ids=lambda names: names[0])
-def test_sizes_of_a_kind_differ_in_size_alone(names):
-    of_size = {'model.backbone.arch', 'model.backbone.drop_path_rate'}
+def test_sizes_of_a_kind_differ_in_size_and_recipe_alone(names):
+    first = ROWS[names[0]]
     for name in names[1:]:
         found = differences(names[0], name)
         assert 'model.backbone.arch' in found
-        assert {path for path in found - of_size if not path.endswith('.in_channels')} == set(), (
-            name
-        )
+        allowed = [*OF_SIZE, *(p for key, p in OF_RECIPE.items() if ROWS[name][key] != first[key])]
+        assert not {path for path in found if not re.fullmatch('|'.join(allowed), path)}, name
 
 
 @pytest.mark.parametrize('name', ABLATIONS)
@@ -163,7 +180,7 @@ def test_ablations_differ_in_the_backbone_alone(name):
     base = 'gcvit/gcvit_t_imagenet.py' if name.startswith('gcvit/') else 'dat/dat_t_imagenet.py'
     if 'pvtv2' in name:
         base = 'quadtree/mask_rcnn_quadtree_b2_1x_coco.py'
-    found = differences(name, base)
+    found = differences(name, base) - {'checkpoint'}
     assert found and all(path.startswith('model.backbone.') for path in found)
 
 
@@ -199,48 +216,7 @@ def test_the_pvt_v2_baseline_has_quadtrees_body():
         assert block.mlp.fc1.out_features == other.ffn.feedforward_channels
 
 
-# ---- Recipes
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'gcvit/cascade_mask_rcnn_gcvit_t_coco.py',
-        'gcvit/upernet_gcvit_t_ade20k.py',
-        'gcvit/gcvit_s_imagenet.py',
-        'dat/retinanet_dat_t_1x_coco.py',
-        'dat/mask_rcnn_dat_tpp_3x_coco.py',
-        'dat/upernet_dat_t_ade20k.py',
-        'dat/dat_t_imagenet.py',
-        'dat/ablations/dat_t_fixed_position_bias_imagenet.py',
-        'dat/ablations/dat_t_log_cpb_imagenet.py',
-    ],
-)
-def test_no_weight_decay_on_norms_and_bias_tables(name):
-    cfg = read(name)
-    model = build(cfg)
-    names = {id(parameter): key for key, parameter in model.named_parameters()}
-    norms = {id(p) for m in model.modules() if isinstance(m, NORMS) for p in m.parameters()}
-    tables = {name for name in names.values() if TABLES.search(name)}
-    assert tables
-    decay = cfg.optim_wrapper.optimizer.weight_decay
-    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
-    decays = {id(p): group['weight_decay'] for group in groups for p in group['params']}
-    assert decays.keys() == names.keys()
-    for key, found in decays.items():
-        free = key in norms or names[key] in tables
-        if 'imagenet' in name:
-            # No decay on biases and layer scales either.
-            free = free or dict(model.named_parameters())[names[key]].ndim == 1
-        assert found == (0 if free else decay), names[key]
-
-
-@pytest.mark.parametrize('name', ['gcvit/dino_gcvit_l_coco.py', 'dat/dino_dat_tpp_12e_coco.py'])
-def test_dino_trains_bias_tables_at_the_backbones_rate(name):
-    cfg = read(name)
-    groups = build_optim_wrapper(build(cfg), cfg.optim_wrapper).optimizer.param_groups
-    assert {(g['lr'], g['weight_decay']) for g in groups} == {(1e-4, 1e-4), (1e-5, 1e-4), (1e-5, 0)}
-    assert cfg.model.neck.num_outs == 4
+# ---- Models
 
 
 def test_cascade_heads():
@@ -300,6 +276,32 @@ def test_environment_variables_set_the_data_folders(monkeypatch, tmp_path):
 )
 def test_default_data_roots_are_openmmlabs(name, root):
     assert read(f'gcvit/{name}.py').test_dataloader.dataset.data_root == root
+
+
+# Models that start from other weights than those of their size's classifier at 224.
+STARTS = {
+    'gcvit/gcvit_l_384_imagenet.py': 'gcvit_l_21k',
+    'gcvit/gcvit_l_512_imagenet.py': 'gcvit_l_21k',
+    'gcvit/dino_gcvit_l_coco.py': 'gcvit_l_384',
+}
+
+
+@pytest.mark.parametrize('name', REGULAR)
+def test_starts_from_the_published_weights_of_a_classifier(name):
+    cfg, part = read(name), model_zoo.parse(ENTRIES[name])
+    init_cfg = cfg.model.backbone.get('init_cfg')
+    if part['dataset'] == 'imagenet' and part['extra'] not in ('384', '512'):
+        assert init_cfg is None
+        return
+    classifier = STARTS.get(name, f'{part["family"]}_{part["size"]}')
+    weights = ENTRIES[f'{part["family"]}/{classifier}_imagenet.py']['Weights']
+    assert init_cfg.type == 'Pretrained'
+    assert init_cfg.checkpoint == cfg.checkpoint == weights.partition('#')[0]
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if '/demo_' in name])
+def test_demos_download_nothing(name):
+    assert read(name).model.backbone.get('init_cfg') is None
 
 
 def test_weights_by_two_options(tmp_path):

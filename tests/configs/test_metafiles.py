@@ -9,7 +9,7 @@ import mmdet
 import model_zoo
 import pytest
 import torch
-from helpers.counting import multiply_adds, parameters
+from helpers.counting import multiply_adds, parameters, projections_of_padding
 from helpers.metafiles import entries
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
@@ -19,9 +19,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 ENTRIES = entries()
 pytestmark = pytest.mark.usefixtures('no_metafiles')
-# Without an entry: demos, other test sets of a classifier, the same model trained by FSDP, and a
-# baseline of mmdet.
-NO_MODEL = r'demo_|imagenetv2|fsdp|pvtv2'
+# Without an entry: demos, other test sets of a classifier, and the same model trained by FSDP.
+NO_MODEL = r'demo_|imagenetv2|fsdp'
 
 
 def test_every_config_has_one_entry():
@@ -40,8 +39,6 @@ def test_entries_name_their_collection_and_config():
             assert model['Config'].endswith(f'/{model["Name"]}.py')
             assert model['In Collection'] in collections
             assert ('Change' in model['Metadata']) == ('/ablations/' in model['Config'])
-            # `mim download` and the inferencers would download it, but there is no such file.
-            assert 'Weights' not in model
 
 
 def test_openmmlabs_reader_finds_no_fault():
@@ -54,11 +51,65 @@ def test_openmmlabs_reader_finds_no_fault():
 @pytest.mark.parametrize('name', ENTRIES)
 def test_results_are_of_their_task_and_cite_their_paper(name):
     entry = ENTRIES[name]
+    dataset = entry['Name'].rpartition('_')[2]
     metrics = [metric for result in entry.get('Results', []) for metric in result['Metrics']]
-    columns = model_zoo.TASKS[model_zoo.parse(entry)['dataset']][1] if metrics else {}
-    assert set(metrics) <= set(columns.values())
+    assert set(metrics) <= set(model_zoo.TASKS[dataset][1])
     assert len(metrics) == len(set(metrics))
     assert ('Published In' in entry['Metadata']) == bool(metrics)
+    for result in entry.get('Results', []):
+        assert result['Dataset'].replace('-1k', '').lower() == dataset
+
+
+def weights(entry):
+    """Address -> results, of the file behind an entry's results and of its other files."""
+    found = {other['URL']: other.get('Results', []) for other in entry.get('Other Weights', [])}
+    return found | ({entry['Weights']: entry['Results']} if 'Weights' in entry else {})
+
+
+def collections():
+    return [c for metafile in model_zoo.metafiles().values() for c in metafile['Collections']]
+
+
+def test_results_and_published_counts_have_sources():
+    for entry in (*ENTRIES.values(), *collections()):
+        results = [*entry.get('Results', []), *entry.get('Baseline', {}).get('Results', [])]
+        for result in results + [r for results in weights(entry).values() for r in results]:
+            assert set(result) == {'Task', 'Dataset', 'Metrics', 'Source'}
+            assert all(0 < value < 100 for value in result['Metrics'].values())
+        published = {key for key in entry['Metadata'] if re.search(r'Published .*\(.\)', key)}
+        assert ('Published Counts From' in entry['Metadata']) == bool(published)
+
+
+def test_weights_are_the_published_files():
+    """All of them, each with the name and the license of mmattn.checkpoint's table."""
+    published = pytest.importorskip('mmattn.checkpoint.published').PUBLISHED
+    addresses = set()
+    for entry in (*ENTRIES.values(), *collections()):
+        for other in entry.get('Other Weights', []):
+            assert (other['URL'] in published) != ('needs a browser' in other['Note'])
+            addresses.add(other['URL'])
+        if 'Weights' in entry:
+            address, _, name = entry['Weights'].partition('#/')
+            assert published[address].name == (name or address.rpartition('/')[2])
+            unlicensed = entry['Metadata'].get('Weights License') == 'none stated'
+            assert unlicensed == ('states no license' in published[address].license)
+            addresses.add(address)
+    assert addresses >= set(published)
+
+
+def test_mim_can_keep_all_weights_in_one_folder():
+    """It names a file by what follows the last slash, and takes one that is there for the same."""
+    names = [entry['Weights'].split('/')[-1] for entry in ENTRIES.values() if 'Weights' in entry]
+    assert len(names) == len(set(names)) > 0
+    assert all(re.fullmatch(r'\w+\.pth(\.tar)?', name) for name in names)
+
+
+def test_weights_are_of_models_with_results():
+    """A detector does not name its backbone's: mmengine would load them for the detector."""
+    for entry in ENTRIES.values():
+        assert 'Weights' not in entry or entry['Results']
+    found = [entry['Weights'].partition('#')[0] for entry in ENTRIES.values() if 'Weights' in entry]
+    assert len(found) == len(set(found))
 
 
 def image_size(cfg):
@@ -97,8 +148,10 @@ def count(model_json, size):
     ``size`` None, and DINO: no multiply-adds.
     """
     model_cfg = ConfigDict(json.loads(model_json))
-    with torch.device('meta'):
-        model = MODELS.build(model_cfg)
+    # The constructor of mmdet's PVT v2 reads values of tensors.
+    baseline = model_cfg['backbone']['type'] == 'PyramidVisionTransformerV2'
+    with torch.device('cpu' if baseline else 'meta'):
+        model = MODELS.build(model_cfg).to('meta')
     if size is None:
         return parameters(model), None
     if model_cfg['type'] != 'DINO':
@@ -134,11 +187,62 @@ def test_parameters_and_flops(name):
         assert work == (stated and pytest.approx(stated, rel=2e-3))
 
 
+@pytest.mark.parametrize('name', [n for n, e in ENTRIES.items() if 'FLOPs' in e['Metadata']])
+def test_published_flops_that_are_not_ours_are_marked(name):
+    metadata = ENTRIES[name]['Metadata']
+    if published := metadata.get('Published FLOPs (G)'):
+        rounding = 0.5 * 10.0 ** -len(f'{published:g}'.partition('.')[2])
+        ours = metadata['FLOPs'] / 1e9
+        agree = ours == pytest.approx(published, rel=0.025, abs=rounding)
+        assert agree != bool(model_zoo.otherwise(ENTRIES[name]))
+    else:
+        assert not model_zoo.otherwise(ENTRIES[name])
+
+
+def counted_otherwise(pattern):
+    """Names, and the match of the pattern in how the published FLOPs were counted."""
+    return [
+        pytest.param(name, match, id=entry['Name'])
+        for name, entry in ENTRIES.items()
+        if (match := re.fullmatch(pattern, entry['Metadata'].get('Published FLOPs Count', '')))
+    ]
+
+
+def build(cfg):
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize(
+    ('name', 'match'), counted_otherwise(r'as with windows of (\d+) on padded maps')
+)
+def test_published_flops_are_those_of_other_windows(name, match):
+    """With attention's products: without them, even our larger windows have fewer."""
+    cfg, metadata = Config.fromfile(CONFIGS / name), ENTRIES[name]['Metadata']
+    published = metadata['Published FLOPs (G)']
+    size = image_size(cfg)
+    if stated := metadata.get('Published FLOPs Input'):
+        size = tuple(map(int, stated.split(' x ')))
+    assert multiply_adds(build(cfg), size, layers_only=True) / 1e9 < 0.96 * published
+    cfg.model.backbone.window_size = (int(match[1]),) * 4
+    model = build(cfg)
+    work = multiply_adds(model, size) + projections_of_padding(model.backbone, size)
+    assert work / 1e9 == pytest.approx(published, rel=2e-3)
+
+
+@pytest.mark.parametrize(('name', 'match'), counted_otherwise("without attention's products"))
+def test_published_flops_leave_out_the_products_of_attention(name, match):
+    cfg = Config.fromfile(CONFIGS / name)
+    work = multiply_adds(build(cfg), image_size(cfg), layers_only=True)
+    published = ENTRIES[name]['Metadata']['Published FLOPs (G)']
+    assert work / 1e9 == pytest.approx(published, rel=2e-3)
+
+
 def test_the_licenses_of_the_weights_are_named():
     licenses = {
         collection['Name']: collection['Metadata']['Weights License']
-        for metafile in model_zoo.metafiles().values()
-        for collection in metafile['Collections']
+        for collection in collections()
     }
-    assert licenses.keys() == {'GCViT', 'DAT', 'DAT++', 'QuadTree'}
+    assert licenses.keys() == {'GCViT', 'DAT', 'DAT++', 'QuadTree', 'PVT v2'}
     assert licenses['GCViT'].startswith('CC BY-NC-SA 4.0')

@@ -5,13 +5,18 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 import mmattn
 import mmattn_configs
@@ -25,12 +30,14 @@ classes = ('circle', 'triangle', 'square', 'star', 'ring', 'crescent')
 quick = dict(batch_size=2, num_workers=0, persistent_workers=False)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=-1, save_last=False))
 """
-# The smallest of the family, on small images, for one or two steps and without evaluation.
+# The smallest of the family from random weights, on small images, for one or two steps and without
+# evaluation.
 PROJECT = dict(
     detector="""
 _base_ = 'mmattn::gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
 model = _base_.model
 model.backbone.arch = 'xxtiny'
+model.backbone.init_cfg = None
 for stage in model.train_cfg.rcnn:
     stage.sampler.num = 8
 del stage
@@ -52,7 +59,7 @@ train_cfg = dict(max_epochs=1, val_begin=2)
     segmentor="""
 _base_ = 'mmattn::gcvit/upernet_gcvit_t_ade20k.py'
 model = dict(
-    backbone=dict(arch='xxtiny'),
+    backbone=dict(arch='xxtiny', init_cfg=None),
     data_preprocessor=dict(size=(64, 64)),
     decode_head=dict(channels=32),
     auxiliary_head=dict(channels=32),
@@ -182,6 +189,52 @@ def test_mim_searches(run, tmp_path):
     assert found['coco/box_ap']['cascade_mask_rcnn_gcvit_t_coco'] == 51.6
     assert found['published_in']['gcvit_t_imagenet'] == 'arxiv 2206.09959'
     assert set(found['model'].values()) == {'gcvit'}
+
+
+def test_mim_downloads_published_weights(run, site, tmp_path):
+    """From a server here, which sends each path and query back; mim sends no `#/NAME`."""
+    names = [
+        'dat_t_imagenet',  # a share link, which ends in a query
+        'mask_rcnn_dat_tpp_1x_coco',
+        'quadtree_b0_imagenet',  # two files of one name
+        'retinanet_quadtree_b0_1x_coco',
+        'gcvit_xxt_imagenet',
+    ]
+    copy, out = tmp_path / 'lib', tmp_path / 'out'
+    shutil.copytree(site, copy, ignore=shutil.ignore_patterns('*.so'))
+    entries = {}
+    with serving_paths() as address:
+        for path in copy.glob('mmattn/.mim/configs/*/metafile.yml'):
+            text = re.sub(r'(Weights: )https://[^/]+', rf'\1{address}', path.read_text())
+            path.write_text(text)
+            entries |= {model['Name']: model for model in yaml.safe_load(text)['Models']}
+        run(MIM, 'download', 'mmattn', '--config', *names, '--dest', out, PYTHONPATH=str(copy))
+    files = {path.name: path.read_text() for path in out.glob('*.pth*')}
+    assert len(files) == len(names)
+    for name in names:
+        asked = entries[name]['Weights'].removeprefix(address).partition('#')[0]
+        assert files.pop(entries[name]['Weights'].split('/')[-1]) == asked
+        assert (out / f'{name}.py').is_file()
+
+
+@contextmanager
+def serving_paths():
+    """Serve, for each path and query, a file that holds them; yield the address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(self.path)))
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
 
 
 # A file without bases: for each base, mmengine reads all metafiles, which takes seconds.

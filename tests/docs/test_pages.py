@@ -4,6 +4,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import model_zoo
@@ -64,13 +65,32 @@ def test_readmes_show_every_model_and_published_figure_once(metafile):
     for model in models:
         row = rows[model['Config'].removeprefix(folder)]
         metadata = model['Metadata']
-        for value in model_zoo.results(model).values():
-            assert row.count(f'{value:.1f}') == list(model_zoo.results(model).values()).count(value)
+        figures = Counter(re.findall(r'(?<![\d.])\d+\.\d(?!\d)', ' '.join(row[1:-5])))
+        found = (model_zoo.results(model), model_zoo.results(model.get('Baseline', {})))
+        if 'Published Effect' not in metadata:
+            assert figures == Counter(f'{value:.1f}' for part in found for value in part.values())
+        else:
+            assert row.count(metadata['Published Effect']) == 1
         for key in ('Parameters (M)', 'FLOPs (G)'):
             if published := metadata.get(f'Published {key}'):
-                assert sum(cell.endswith(f'({published:g})') for cell in row) == 1
-        if effect := metadata.get('Published Effect'):
-            assert row.count(effect) == 1
+                ends = (f'({published:g})', f'({published:g}\\*)')
+                assert sum(cell.endswith(ends) for cell in row) == 1
+        for result in model.get('Results', []):
+            assert result['Source'] in row[-3].split('; ')
+        if 'Weights' in model:
+            assert row[-2] == f'[weights]({model["Weights"]})'
+
+
+@pytest.mark.parametrize('metafile', model_zoo.metafiles())
+def test_readmes_show_other_weights_and_their_results(metafile):
+    text = read(metafile.replace('metafile.yml', 'README.md'))
+    content = model_zoo.metafiles()[metafile]
+    for entry in (*content['Collections'], *content['Models']):
+        for other in entry.get('Other Weights', []):
+            (row,) = [line for line in text.splitlines() if f']({other["URL"]})' in line]
+            for result in other.get('Results', []):
+                assert result['Dataset'] in row and f'({result["Source"]})' in row
+                assert all(f'{metric} {v}' in row for metric, v in result['Metrics'].items())
 
 
 @pytest.mark.parametrize(
@@ -78,6 +98,7 @@ def test_readmes_show_every_model_and_published_figure_once(metafile):
     [
         ('cascade_mask_rcnn_dat_spp_3x_coco', 'Cascade Mask R-CNN, DAT-S++, 3x'),
         ('gcvit_l_384_imagenet', 'GC ViT-L, 384 x 384'),
+        ('gcvit_l_21k_imagenet', 'GC ViT-L, ImageNet-21K'),
         ('dino_quadtree_b2_12e_coco', 'DINO, QuadTree-b2, 12 epochs'),
     ],
 )

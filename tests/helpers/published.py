@@ -318,6 +318,21 @@ def _timm_training(state):
     )  # fmt: skip
 
 
+def _timm_training_with_average(state):
+    """Both sets of weights; the average is told from the other by its values."""
+    average = {name: torch.zeros_like(value) for name, value in state.items()}
+    return _timm_training(state) | dict(state_dict_ema=average)
+
+
+def _deit_training(state):
+    scheduler = dict(t_initial=300, lr_min=1e-5, warmup_t=5, base_values=[5e-4, 5e-4])
+    options = argparse.Namespace(model='quadtree', batch_size=128, mixup=0.8, cutmix_minmax=None)
+    return dict(
+        model=state, optimizer=_optimizer(), lr_scheduler=scheduler, epoch=299,
+        scaler=dict(scale=65536.0, _growth_tracker=7), args=options,
+    )  # fmt: skip
+
+
 def _mmdet_2(state):
     meta = dict(epoch=36, iter=9, config='model = dict()', CLASSES=('a', 'b'), mmdet_version='2.19')
     return dict(meta=meta, state_dict=state, optimizer=_optimizer())
@@ -346,6 +361,8 @@ CONTAINERS = {
     'module.': _in(lambda state: {'model': {f'module.{name}': v for name, v in state.items()}}),
     'torch before 1.6': _in(dict, _use_new_zipfile_serialization=False),
     "timm's training": _in(_timm_training),
+    "timm's training with an average": _in(_timm_training_with_average),
+    "DeiT's training": _in(_deit_training),
     "Swin's training": _save_swin_training,
     'mmdet 2': _in(_mmdet_2),
     'mmengine': _in(_mmengine),

@@ -54,6 +54,7 @@ SMALL_CASCADE = (
 _base_ = '{configs}/gcvit/cascade_mask_rcnn_gcvit_t_coco.py'
 model = _base_.model
 model.backbone.arch = ARCH
+model.backbone.init_cfg = None
 model.neck.in_channels = [32, 64, 128, 256]
 model.train_cfg.rpn_proposal.max_per_img = 50
 for stage in model.train_cfg.rcnn:
@@ -87,7 +88,7 @@ SMALL_UPERNET = (
     """
 _base_ = '{configs}/gcvit/upernet_gcvit_t_ade20k.py'
 model = dict(
-    backbone=dict(arch=ARCH),
+    backbone=dict(arch=ARCH, init_cfg=None),
     data_preprocessor=dict(size=(64, 64)),
     decode_head=dict(in_channels=[32, 64, 128, 256], channels=32),
     auxiliary_head=dict(in_channels=128, channels=32),
@@ -123,6 +124,7 @@ SMALL_BACKBONES = dict(
             groups=(0, 0, 2, 4),
         ),
         img_size=128,
+        init_cfg=None,
     )""",
     dat_plus_plus="""dict(
         arch=dict(
@@ -136,6 +138,7 @@ SMALL_BACKBONES = dict(
             offset_range=None,
         ),
         img_size=128,
+        init_cfg=None,
     )""",
     quadtree="""dict(
         arch=dict(
@@ -146,6 +149,7 @@ SMALL_BACKBONES = dict(
             mlp_ratios=(2, 2, 2, 2),
         ),
         topks=4,
+        init_cfg=None,
     )""",
 )
 

@@ -11,6 +11,7 @@ weights are left out. The same checkpoint gives the same file.
 
 import argparse
 import hashlib
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -65,6 +66,8 @@ def parse_args() -> argparse.Namespace:
         help='which to publish: averaged over the training, or as trained [ema where src has it]',
     )
     args = parser.parse_args()
+    if re.match('https?:/', str(args.src)):
+        parser.error('argument src must be a file, got an address; download it first')
     args.dst_dir = args.dst_dir or args.src.parent
     args.name = args.name or args.src.stem
     if Path(args.name).name != args.name:

@@ -1,4 +1,5 @@
-# 160,000 iterations at batch 16: linear warmup over 1,500, then linear decay to 0.
+# 160,000 iterations at batch 16: linear warmup over 1,500, then linear decay to 0. As in
+# coco_1x.py, the heads' BN decays.
 _base_ = [
     'mmseg::_base_/schedules/schedule_160k.py',
     'mmseg::_base_/default_runtime.py',
@@ -9,8 +10,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
     paramwise_cfg=dict(
-        norm_decay_mult=0.0,
         custom_keys={
+            'norm': dict(decay_mult=0.0),
             'relative_position_bias_table': dict(decay_mult=0.0),
             'position_bias.': dict(decay_mult=0.0),
         },

@@ -9,8 +9,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
     paramwise_cfg=dict(
-        norm_decay_mult=0.0,
         custom_keys={
+            'norm': dict(decay_mult=0.0),
             'relative_position_bias_table': dict(decay_mult=0.0),
             'position_bias.': dict(decay_mult=0.0),
         },

@@ -1,6 +1,5 @@
 # 300 epochs at batch 1024: AdamW, learning rate 1e-3, weight decay 0.05 (none on vectors and
-# position bias tables), 20 epochs of warmup, then cosine. A config with more epochs continues at
-# the last rate.
+# position bias tables), 20 epochs of warmup, then cosine.
 _base_ = [
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
     'mmpretrain::_base_/default_runtime.py',

@@ -1,6 +1,3 @@
-# DAT: the cosine ends at 5e-6.
+# DAT, and by our choice DAT++ (not published): mixed precision.
 _base_ = 'imagenet_300e.py'
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=5e-6, by_epoch=True, begin=20, end=300),
-]
+optim_wrapper = dict(type='AmpOptimWrapper')

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[3]
 CONFIG = """
 _base_ = '{root}/configs/quadtree/retinanet_quadtree_b0_1x_coco.py'
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1))),
+    backbone=dict(
+        arch=dict(_delete_=True, embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1)), init_cfg=None
+    ),
     neck=dict(in_channels=[32, 40, 64]),
     bbox_head=dict(num_classes=6),
 )
@@ -223,3 +225,9 @@ def test_errors(publish, tmp_path, kind):
         arguments, words = [src, tmp_path / 'locked' / 'below'], 'locked'
     assert re.search(words, complaint(publish, *arguments))
     assert not [*tmp_path.rglob('*-*.pth')]
+
+
+def test_an_address_is_refused(publish, capsys):
+    with pytest.raises(SystemExit):
+        publish('http://127.0.0.1/weights.pth')
+    assert 'argument src must be a file, got an address' in capsys.readouterr().err
