@@ -284,7 +284,9 @@ USES = [
     Use('384 at 224', 'gcvit/gcvit_l_384_imagenet', 'gcvit/gcvit_l_imagenet', resized=TABLE),
     Use('224 at 384', 'dat/dat_b_imagenet', B, resized=f'{TABLE}|{RPE}'),
     Use('384 at 224', B, 'dat/dat_b_imagenet', resized=f'{TABLE}|{RPE}'),
-    Use('224 at 384', 'dat/dat_bpp_imagenet', 'dat/dat_bpp_384_imagenet', resized=RPE),
+    Use('224 at 384', 'dat/dat_bpp_imagenet', 'dat/dat_bpp_384_imagenet'),  # one table for both
+    Use("table of another size", 'dat/dat_bpp_imagenet', 'dat/dat_bpp_imagenet', resized=RPE,
+        target_changes=dict(img_size=384)),
     Use('21K at 384 for 1000 classes', 'gcvit/gcvit_l_imagenet', 'gcvit/gcvit_l_384_imagenet',
         resized=TABLE, fresh=r'head\.fc\..*', dropped={r'head\.fc\..*': OTHER},
         changes=dict(num_classes=21841)),

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures('no_metafiles')
 
 # Images that are trained on in an epoch.
 IMAGES = dict(ImageNet=1281167, CocoDataset=117266)
-PHOTOGRAPH = (375, 500)
+PHOTOGRAPH = (333, 500)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 # 12 epochs at batch 16, float32. Warmup (500 iterations) and drops (epochs 8 and 11) are mmdet's.
-# As in the official files, names with 'norm' do not decay: the BN of Cascade's heads does.
+# As in GC ViT's official file, names with 'norm' do not decay: the BN of Cascade's heads does.
 _base_ = [
     'mmdet::_base_/schedules/schedule_1x.py',
     'mmdet::_base_/default_runtime.py',
