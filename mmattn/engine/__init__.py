@@ -2,7 +2,8 @@
 
 from .complexity import register_flops
 from .hooks import InvalidLossHook, IterationSeedHook
+from .layer_decay import LayerDecayConstructor
 
-__all__ = ['InvalidLossHook', 'IterationSeedHook']
+__all__ = ['InvalidLossHook', 'IterationSeedHook', 'LayerDecayConstructor']
 
 register_flops()
