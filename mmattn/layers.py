@@ -35,6 +35,14 @@ def pad_to_multiple(x: Tensor, multiple: int, mode: str = 'constant') -> Tensor:
     return channel_last(lambda image: F.pad(image, (0, right, 0, bottom), mode=mode), x)
 
 
+class ChannelFirst(nn.Module):
+    """A map (B, H, W, C) as (B, C, H, W), also in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # mmcv's operators read memory in this order, whatever the strides.
+        return x.permute(0, 3, 1, 2).contiguous()
+
+
 class ConvNorm(nn.Module):
     """Strided convolution and LayerNorm: stems, patch embeddings and downsamplers.
 

@@ -12,7 +12,7 @@ model.backbone.arch = dict(
 )
 model.backbone.window_size = (8, 8, 8, 4)
 model.backbone.resolution = 128
-model.backbone.init_cfg = None
+del model.backbone.init_cfg
 model.neck.update(in_channels=[32, 64, 128, 256], out_channels=channels)
 
 model.rpn_head.update(in_channels=channels, feat_channels=channels)

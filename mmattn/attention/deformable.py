@@ -92,7 +92,9 @@ class DeformableAttention(nn.Module):
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.groups = groups
+        self.group_dim = dim // groups
         self.stride = stride
         self.offset_range = offset_range
         self.plus_plus = plus_plus
@@ -137,7 +139,7 @@ class DeformableAttention(nn.Module):
         positions, references = self.sampling_points(q)
         sampled = deform_sample(x.permute(0, 3, 1, 2), positions.flatten(2, 3)).transpose(1, 2)
         q, k, v = (
-            tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            tokens.reshape(*tokens.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
             for tokens in (q.flatten(1, 2), self.k_proj(sampled), self.v_proj(sampled))
         )
         return q, k, v, positions, references
@@ -149,7 +151,7 @@ class DeformableAttention(nn.Module):
             size = [(side - 1) // self.stride + 1 for side in q.shape[1:3]]
             references = self._grid(size, 0.5, q.device, dtype)
             return references.expand(q.shape[0], self.groups, *references.shape), references
-        groups = q.unflatten(3, (self.groups, -1)).movedim(3, 1).flatten(0, 1)
+        groups = q.reshape(*q.shape[:3], self.groups, self.group_dim).movedim(3, 1).flatten(0, 1)
         with _without_autocast(q.device.type):
             offsets = self.offsets(groups.to(self.offsets.dwconv.weight.dtype)).to(dtype)
         size = offsets.shape[1:3]
@@ -158,7 +160,7 @@ class DeformableAttention(nn.Module):
             ranges = (self.offset_range / self._steps(side) for side in size)
             along = offsets.tanh().unbind(-1)
             offsets = torch.stack([o * r for o, r in zip(along, ranges, strict=True)], -1)
-        positions = references + offsets.unflatten(0, (-1, self.groups))
+        positions = references + offsets.reshape(q.shape[0], self.groups, *offsets.shape[1:])
         if self.plus_plus and self.offset_range is None:
             positions = positions.clamp(-1, 1)
         return positions, references

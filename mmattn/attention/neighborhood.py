@@ -39,7 +39,8 @@ class NeighborhoodAttention(nn.Module):
             raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
         self.num_heads = num_heads
         self.kernel_size = kernel_size
-        self.scale = (dim // num_heads) ** -0.5
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
         self.qkv = nn.Linear(dim, 3 * dim)
         self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
         nn.init.trunc_normal_(self.rpb, std=0.02)
@@ -74,4 +75,4 @@ class NeighborhoodAttention(nn.Module):
         bottom, right = (at_least(self.kernel_size - side, 0) for side in x.shape[1:3])
         if recording() or bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        return self.qkv(x).reshape(*x.shape[:3], 3, self.num_heads, self.head_dim).unbind(-3)

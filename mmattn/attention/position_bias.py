@@ -103,7 +103,7 @@ def _resize_rows(x: Tensor, size: tuple[int, int], wanted: tuple[int, ...]) -> T
     """(heads, h * w, n) -> (heads, h' * w', n), rows interpolated bilinearly as a map."""
     if not recording() and tuple(size) == tuple(wanted):
         return x
-    image = x.mT.unflatten(2, size)
+    image = x.mT.reshape(x.shape[0], x.shape[2], *size)
     resized = F.interpolate(image, size=tuple(wanted), mode='bilinear', align_corners=True)
     return resized.flatten(2).mT
 
@@ -149,8 +149,9 @@ class DepthwiseBias(NoBias):
         self, q: Tensor, k: Tensor, v: Tensor, queries: QueryGrid, positions: Tensor
     ) -> Tensor:
         """Attend, and add the convolution."""
-        image = q.transpose(2, 3).flatten(1, 2).unflatten(2, queries.size)
-        convolved = self.conv(image).flatten(2).unflatten(1, q.shape[1:4:2]).transpose(2, 3)
+        channels_first = q.transpose(2, 3)
+        convolved = self.conv(channels_first.flatten(1, 2).reshape(len(q), -1, *queries.size))
+        convolved = convolved.reshape(channels_first.shape).transpose(2, 3)
         return super().forward(q, k, v, queries, positions) + convolved
 
 

@@ -88,7 +88,7 @@ def attend_pyramids(
             kept.append(_kept_keys(queries[level + 1], keys[level + 1], indices, scores, depth - 1))
         q, k, v = (_to_quads(maps[level], num_heads, depth) for maps in (queries, keys, values))
         own, indices, scores = quadtree_level(
-            q.unflatten(1, (-1, 4)),
+            q.reshape(*indices.shape[:2], 4, *q.shape[2:]),
             k,
             v,
             indices,
@@ -154,7 +154,7 @@ def _from_quads(x: Tensor, height: int, width: int, depth: int) -> Tensor:
 
 def _refine(coarse: Tensor, fine: Tensor) -> Tensor:
     """Sum of two levels' messages, (B, P, heads, d) and (B, 4P, heads, d), at the finer one."""
-    return (coarse.unsqueeze(2) + fine.unflatten(1, (-1, 4))).flatten(1, 2)
+    return (coarse.unsqueeze(2) + fine.reshape(*coarse.shape[:2], 4, *fine.shape[2:])).flatten(1, 2)
 
 
 def _padding(keys: Sequence[Tensor], level: int, extent: tuple[int, int], depth: int) -> Tensor:

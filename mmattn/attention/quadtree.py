@@ -104,7 +104,7 @@ class QuadTreeAttention(nn.Module):
         for branch in self.value_branches:
             values.append(branch(values[-1]))
         message, _ = self._attend(queries, keys, values, context)
-        message = message.flatten(2).unflatten(1, queries[0].shape[2:])
+        message = message.reshape(message.shape[0], *queries[0].shape[2:], self.dim)
         if len(self.lepe):
             message = message + self._enhance(values).permute(0, 2, 3, 1)
         return self.proj(message.narrow(1, 0, height).narrow(2, 0, width))

@@ -28,6 +28,7 @@ class _WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.num_projections = num_projections
+        self.head_dim = dim // num_heads
         self.relative_position_bias_table = nn.Parameter(
             torch.empty((2 * window_size - 1) ** 2, num_heads)
         )
@@ -56,14 +57,15 @@ class _WindowAttention(nn.Module):
             None where no window needs it.
         """
         batch, height, width, dim = x.shape
-        heads = (self.num_projections, self.num_heads, -1)
+        heads = (self.num_projections, self.num_heads, self.head_dim)
         recorded = recording() or torch.compiler.is_compiling()  # for other sizes, too
         if not recorded and not height % self.window_size and not width % self.window_size:
-            return self.qkv(x).unflatten(-1, heads).unbind(-3), (None,) * self.num_projections
+            projected = self.qkv(x).reshape(batch, height, width, *heads)
+            return projected.unbind(-3), (None,) * self.num_projections
         # The zero token rides along: one call of the layer, whatever the layer is.
         tokens = torch.cat([x.reshape(-1, dim), x.new_zeros(1, dim)])
-        projected = self.qkv(tokens).unflatten(-1, heads)
-        of_map = projected[:-1].unflatten(0, (batch, height, width))
+        projected = self.qkv(tokens).reshape(-1, *heads)
+        of_map = projected[:-1].reshape(batch, height, width, *heads)
         return of_map.unbind(-3), projected[-1].unbind(0)
 
     def bias(self) -> Tensor:
@@ -147,14 +149,14 @@ class GlobalWindowAttention(_WindowAttention):
     def forward(self, x: Tensor, query: Tensor) -> Tensor:
         """Map (B, H, W, C), global query (B, window_size, window_size, C) -> (B, H, W, C)."""
         (k, v), (pad_k, pad_v) = self.project(x)
-        q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
+        q = query.to(k.dtype).reshape(*query.shape[:3], self.num_heads, self.head_dim)
         out = window_attention(q, k, v, self.bias(), self.window_size, pad_k=pad_k, pad_v=pad_v)
         return self.proj(out.flatten(-2))
 
     def details(self, x: Tensor, query: Tensor, queries: Tensor | None = None) -> LocalDetails:
         """Attention of :meth:`forward` for the same inputs; ``queries`` as in :mod:`.details`."""
         (k, _), (pad_k, _) = self.project(x)
-        q = query.to(k.dtype).unflatten(-1, (self.num_heads, -1))
+        q = query.to(k.dtype).reshape(*query.shape[:3], self.num_heads, self.head_dim)
         return self._details(q, k, pad_k, queries)
 
 

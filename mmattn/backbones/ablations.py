@@ -41,4 +41,4 @@ class PatchMergingDownsample(PatchMerging):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, dim) -> (B, ceil(H/2), ceil(W/2), out_dim)."""
         tokens, size = super().forward(x.flatten(1, 2), x.shape[1:3])
-        return tokens.unflatten(1, size)
+        return tokens.reshape(tokens.shape[0], *size, tokens.shape[2])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmattn.checkpoint import CheckpointError, load_checkpoint, rename_on_load
-from mmattn.layers import ScaledResidual
+from mmattn.layers import ChannelFirst, ScaledResidual
 from mmattn.ops import recording
 
 NUM_STAGES = 4
@@ -166,6 +166,9 @@ class PyramidBackbone(BaseModule):
         if output_norms is not None:
             for i in self.out_indices:
                 self.add_module(f'norm{i}', nn.LayerNorm(output_norms[i]))
+        # Modules, so that CAM tools and recorders can be given a layer whose map is channel-first.
+        for i in self.out_indices:
+            self.add_module(f'output{i}', ChannelFirst())
         self.apply(init_linear)
         self.register_load_state_dict_pre_hook(rename_on_load)
         self._freeze()
@@ -189,12 +192,11 @@ class PyramidBackbone(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 norm = getattr(self, f'norm{i}', None)
-                output = (x if norm is None else norm(x)).permute(0, 3, 1, 2)
+                output = x if norm is None else norm(x)
                 if is_small:
                     rows, columns = ((side - 1) // 2 ** (i + 2) + 1 for side in size)
-                    output = output[:, :, :rows, :columns]
-                # Channel-first in memory, too: mmcv's operators read it so, whatever the strides.
-                outputs.append(output.contiguous())
+                    output = output[:, :rows, :columns]
+                outputs.append(getattr(self, f'output{i}')(output))
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> PyramidBackbone:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .by_name import load_by_name
 from .errors import CheckpointError
 from .files import default_container, read_checkpoint, weight_sets, weights_of
 from .fit import Backbone, Fitted, fit_backbone, is_output_norm, same_kind
@@ -41,9 +42,11 @@ def load_checkpoint(
     stage's output norm, and dropped otherwise. Layers that depend on the number of classes stay
     fresh where that number differs.
 
+    Files of models with other backbones are taken by their names: :func:`load_by_name`.
+
     Args:
-        model: a backbone of this package, or a model whose ``backbone`` is one; DDP's wrapper may
-            be around it.
+        model: a backbone of this package, or a model whose ``backbone`` is one, or any other; DDP's
+            wrapper may be around it.
         source: a path, a URL, or a state dict. Files, torch's or safetensors, are read without
             executing anything in them, and mapped where they can be: the model is the one copy in
             memory.
@@ -58,13 +61,15 @@ def load_checkpoint(
 
     Raises:
         CheckpointError: (a ValueError) the source cannot be read, has no known format, or does not
-            fit; the message names it, the format found and the first names in question. The model
-            is unchanged.
+            fit; the message names it, the format found and the first names in question. A model
+            with a backbone of this package is unchanged.
         FileNotFoundError: there is no such file.
-        TypeError: there is no backbone of this package in the model.
     """
     model = getattr(model, 'module', model)
-    backbone, is_whole = _find_backbone(model)
+    found = _find_backbone(model)
+    if found is None:
+        return load_by_name(model, source, strict, prefix)
+    backbone, is_whole = found
     content, label = read_checkpoint(source)
     container = default_container(content)
     state = weights_of(content, label, container)
@@ -136,8 +141,8 @@ def to_own_format(state: StateDict, label: str = 'a state dict') -> tuple[str, S
     raise CheckpointError(_unknown(label, state, tuple(FAMILIES)))
 
 
-def _find_backbone(model: nn.Module) -> tuple[Backbone, bool]:
-    """Backbone of this package, and whether the model is more than it."""
+def _find_backbone(model: nn.Module) -> tuple[Backbone, bool] | None:
+    """Backbone of this package, and whether the model is more than it; None if there is none."""
     candidates: tuple[tuple[bool, Any], ...] = (
         (False, model),
         (True, getattr(model, 'backbone', None)),
@@ -145,10 +150,7 @@ def _find_backbone(model: nn.Module) -> tuple[Backbone, bool]:
     for is_whole, module in candidates:
         if getattr(module, 'family', None) in FAMILIES:
             return module, is_whole
-    raise TypeError(
-        f'model must be or have as its backbone one of GCViT, DAT, QuadTree, '
-        f'got {type(model).__name__}'
-    )
+    return None
 
 
 def _only_prefix(state: StateDict, label: str, family: str) -> str:

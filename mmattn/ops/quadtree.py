@@ -51,7 +51,8 @@ def quadtree_root(
     """
     _check_root(queries, keys, values, topk, attn_type, padding)
     q, k, v = (t.transpose(1, 2) for t in (queries, keys, values))
-    if topk is None and attn_type == 'B':
+    # In ONNX, torch writes the fused attention from opset 14 on only.
+    if topk is None and attn_type == 'B' and not torch.onnx.is_in_onnx_export():
         mask = None if padding is None else ~padding.unsqueeze(0)
         messages = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         return messages.transpose(1, 2), None, None
@@ -163,8 +164,8 @@ def _level(
         if parent_scores is None:
             p = _softmax(s, padding)
         else:
-            families = None if padding is None else padding.unflatten(-1, (-1, 4))
-            p = _softmax(s.unflatten(-1, (-1, 4)), families)
+            families = None if padding is None else padding.reshape(*parents.shape, 4).unsqueeze(-3)
+            p = _softmax(s.reshape(*s.shape[:-1], parents.shape[-1], 4), families)
             p = (p * parent_scores.permute(0, 3, 1, 2)[..., None, :, None]).flatten(-2)
         kept = None if topk is None else _choose(p, topk, padding)
         messages = _message(p, v, kept, attn_type).permute(0, 2, 3, 1, 4).to(dtype)

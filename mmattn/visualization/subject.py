@@ -117,8 +117,7 @@ class Subject:
 
     Args:
         config: config of mmdet, mmseg or mmpretrain: a path, or an ``mmengine.Config``.
-        checkpoint: as for :func:`mmattn.checkpoint.load_checkpoint`, for mmdet's Swin a file in
-            mmengine's format; None leaves random weights.
+        checkpoint: as for :func:`mmattn.checkpoint.load_checkpoint`; None leaves random weights.
         device: device of the model.
 
     Attributes:

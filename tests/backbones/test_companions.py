@@ -130,6 +130,20 @@ def test_recorders_see_what_the_layers_give(kind):
 
 
 @every_kind
+def test_outputs_are_modules_whose_maps_are_channel_first(kind):
+    """Targets for CAM tools, which average over the last two dimensions."""
+    model, seen, gradients = small(kind, out_indices=(1, 3)), {}, {}
+    for i in (1, 3):
+        module = model.get_submodule(f'output{i}')
+        module.register_forward_hook(lambda m, inputs, output, i=i: seen.update({i: output}))
+        module.register_full_backward_hook(lambda m, i_, o, i=i: gradients.update({i: o[0]}))
+    maps = model(image().requires_grad_())
+    assert_equal_maps(seen.values(), maps, rtol=0, atol=0)
+    maps[1].square().sum().backward()
+    torch.testing.assert_close(gradients[3], 2 * maps[1])
+
+
+@every_kind
 def test_output_of_a_hook_takes_part(kind):
     for name in linear_names(small(kind)):
         model, x = small(kind), image()

@@ -87,6 +87,19 @@ def test_image_errors_give_the_shape(kind, shape):
 
 
 @every_kind
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_empty_batches_train(kind, with_cp):
+    """As on a rank without images; every parameter has a gradient all the same."""
+    model = small(kind, with_cp=with_cp, drop_path_rate=0.2).train()
+    outputs = model(torch.randn(0, 3, 64, 96))
+    for i, (out, dim) in enumerate(zip(outputs, channels(kind), strict=True)):
+        assert out.shape == (0, dim, 64 // 2 ** (i + 2), 96 // 2 ** (i + 2))
+    sum(out.square().sum() for out in outputs).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
+@every_kind
 def test_checkpointing_saves_memory_and_keeps_gradients(kind):
     x = torch.randn(1, 3, 128, 128, dtype=torch.float64)
     results, stored = [], []

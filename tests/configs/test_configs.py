@@ -344,3 +344,11 @@ def test_imagenetv2_labels_are_folder_names(name, monkeypatch, tmp_path):
         info = dataset.get_data_info(i)
         assert Path(info['img_path']).parent.name == str(info['gt_label'])
     assert dataset[0]['inputs'].shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if name.endswith('_imagenet.py')])
+def test_mmpretrains_browse_dataset_takes_the_visualizer(name):
+    """It passes all keys but the type to the class."""
+    cfg = read(name)
+    options = {key: value for key, value in cfg.visualizer.items() if key != 'type'}
+    assert options == dict(vis_backends=[dict(type='LocalVisBackend')])

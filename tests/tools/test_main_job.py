@@ -386,6 +386,35 @@ def test_classifier_trains_resumes_and_is_tested(config, tmp_path):
     run_tool('test', path, checkpoint, '--work-dir', tmp_path / 'tta', '--tta')
 
 
+SWIN = (
+    "dict(_delete_=True, type='SwinTransformer', "
+    'embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))'
+)
+RESNET = "dict(_delete_=True, type='ResNet', depth=18, stem_channels=16, base_channels=16)"
+
+
+@pytest.mark.parametrize(
+    'text, backbone, checkpoint, metric',
+    [
+        (SMALL_MASK_RCNN.replace('CONFIG', 'dat/mask_rcnn_dat_tpp'), SWIN, 'epoch_1', 'bbox_mAP'),
+        (SMALL_FPN.replace('CONFIG', 'dat/fpn_dat_t'), RESNET, 'iter_2', 'mIoU'),
+        (SMALL_CLASSIFIER.replace('=256', '=128'), RESNET, 'epoch_1', 'accuracy/top5'),
+    ],
+    ids=['detector', 'segmentor', 'classifier'],
+)
+def test_models_with_other_backbones_are_tested(
+    text, backbone, checkpoint, metric, config, tmp_path
+):
+    text = text.replace('BACKBONE', backbone).replace(f'dict(arch={ARCH})', backbone)
+    path, work_dir = config(text), tmp_path / 'run'
+    run_tool('train', path, '--work-dir', work_dir)
+    _, (evaluation,) = scalars(work_dir)
+    run_tool('test', path, work_dir / f'{checkpoint}.pth', '--work-dir', tmp_path / 'test')
+    tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text())
+    name = next(name for name in tested if metric in name)
+    assert tested[name] == evaluation[name]
+
+
 @pytest.fixture
 def two_processes(tmp_path):
     """Train by torchrun and gloo; return the output."""

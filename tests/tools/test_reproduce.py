@@ -469,6 +469,8 @@ def start(project):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Jobs in the background ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

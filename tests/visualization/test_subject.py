@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from mmattn.visualization import Subject
 from mmattn.visualization.subject import Placement, read_image
@@ -92,3 +93,23 @@ def test_unreadable_image_is_an_error(tmp_path):
         (tmp_path / 'broken.jpg').write_bytes(content)
         with pytest.raises(ValueError, match=r'broken\.jpg is no image that can be read'):
             read_image(tmp_path / 'broken.jpg')
+
+
+def test_weights_of_mmdets_swin(tmp_path):
+    """A checkpoint of a training; Swin's layers have no names of this package."""
+    path = tmp_path / 'swin.py'
+    path.write_text("""
+default_scope = 'mmdet'
+model = dict(
+    type='RetinaNet',
+    backbone=dict(
+        type='SwinTransformer', embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)
+    ),
+    neck=dict(type='FPN', in_channels=[16, 32, 64, 128], out_channels=8, num_outs=5),
+    bbox_head=dict(type='RetinaHead', num_classes=2, in_channels=8, feat_channels=8),
+)
+""")
+    trained = Subject(path).model.state_dict()
+    torch.save(dict(state_dict=trained), tmp_path / 'epoch_1.pth')
+    for name, value in Subject(path, tmp_path / 'epoch_1.pth').model.state_dict().items():
+        assert torch.equal(value, trained[name]), name

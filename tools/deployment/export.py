@@ -25,15 +25,16 @@ from torch import Tensor, nn
 
 from mmattn.engine.runtime import add_cfg_options, load_weights, stop
 
-FORMATS = ('.onnx', '.pt2')
 # A dynamic size must not equal a window, a patch or a number of kept keys: this one has several
 # windows a side at every stage, and both sides are prime.
 TRACED_BATCH, TRACED_SIZE = 2, (1031, 1291)
+TRACED_SIZE_LEGACY = 97, 131  # that exporter runs the network; what it records fits any size
 # Compared where sizes are dynamic: the training size, an odd one, one of another aspect ratio.
 CHECKED_SIZES = ((224, 224), (97, 131), (160, 320))
 CHECKED_BATCHES = (1, 2, 3)
 TOLERANCE = 1e-4  # of the greatest value where that is above 1
-MIN_OPSET = 18
+MIN_OPSET = 11
+MIN_OPSET_DYNAMO = 18  # torch's own minimum; below it the legacy exporter writes the file
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +49,11 @@ def parse_args() -> argparse.Namespace:
         '--backbone', action='store_true', help="export a classifier's backbone alone"
     )
     parser.add_argument(
-        '--opset', type=int, default=20, help=f'of ONNX, from {MIN_OPSET} on [%(default)s]'
+        '--opset',
+        type=int,
+        default=20,
+        help=f"of ONNX, from {MIN_OPSET} on; below {MIN_OPSET_DYNAMO} by torch's legacy exporter "
+        '[%(default)s]',
     )
     add_cfg_options(parser)
     return parser.parse_args()
@@ -73,17 +78,24 @@ def main() -> None:
     cfg.merge_from_dict(args.cfg_options)
     network, names = build(cfg, args)
     network.eval().requires_grad_(False)
-    size = tuple(args.shape) if args.shape else TRACED_SIZE
+    legacy = args.out.suffix == '.onnx' and args.opset < MIN_OPSET_DYNAMO
+    size = tuple(args.shape or (TRACED_SIZE_LEGACY if legacy else TRACED_SIZE))
     images = torch.randn(TRACED_BATCH, 3, *size)
-    print(f'exporting {"x".join(map(str, size)) if args.shape else "any size"} ...', flush=True)
+    sides = 'x'.join(map(str, size)) if args.shape else 'any size'
+    how = f" by torch's legacy exporter, opset {args.opset}" if legacy else ''
+    print(f'exporting {sides}{how} ...', flush=True)
     start = time.monotonic()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write = write_onnx if args.out.suffix == '.onnx' else write_program
+    write = write_legacy_onnx if legacy else WRITERS[args.out.suffix]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)  # torch's, about its own parts
+            # torch's, about its own parts; and for each check of a size in a traced graph
+            for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
+                warnings.simplefilter('ignore', category)
             try:
                 write(network, images, names, args)
+            except torch.onnx.errors.UnsupportedOperatorError as error:
+                stop(str(error))  # it names the operator and the opset that has it
             except Exception as error:
                 stop(f'torch cannot export this model{advice(args)}\n{error}')
         megabytes = sum(f.stat().st_size for f in files(args.out)) / 1e6
@@ -99,8 +111,8 @@ def check(args: argparse.Namespace) -> None:
     """Stop at invalid arguments or missing packages."""
     if not Path(args.config).is_file():
         stop(f'there is no config file {args.config}')
-    if args.out.suffix not in FORMATS:
-        stop(f'the file to write must end with {" or ".join(FORMATS)}, got {args.out}')
+    if args.out.suffix not in WRITERS:
+        stop(f'the file to write must end with {" or ".join(WRITERS)}, got {args.out}')
     if args.out.exists():
         stop(f'{args.out} exists; name another file or remove it')
     if args.opset < MIN_OPSET:
@@ -154,6 +166,22 @@ def write_onnx(
     program.save(args.out)
 
 
+def write_legacy_onnx(
+    network: Network, images: Tensor, names: list[str], args: argparse.Namespace
+) -> None:
+    open_sides = {} if args.shape else {2: 'height', 3: 'width'}
+    torch.onnx.export(
+        network,
+        (images,),
+        args.out,
+        input_names=['images'],
+        output_names=names,
+        opset_version=args.opset,
+        dynamo=False,
+        dynamic_axes={'images': {0: 'batch', **open_sides}} | {n: {0: 'batch'} for n in names},
+    )
+
+
 def write_program(
     network: Network, images: Tensor, names: list[str], args: argparse.Namespace
 ) -> None:
@@ -168,6 +196,9 @@ def write_program(
     # window'. No value depends on them; verify() runs other sizes.
     program._guards_code.clear()
     torch.export.save(program, args.out)
+
+
+WRITERS = {'.onnx': write_onnx, '.pt2': write_program}
 
 
 def files(out: Path) -> list[Path]:

@@ -14,3 +14,8 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=300),
 ]
 default_hooks = _base_.training_hooks
+# Without the scope that mmengine notes in an inherited one: mmpretrain's browse_dataset.py passes
+# all keys but the type to the class.
+visualizer = dict(
+    _delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+)

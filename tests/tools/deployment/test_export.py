@@ -94,6 +94,24 @@ def test_onnx_takes_any_size(export, family, capsys):
     assert 'images 2x3x97x131: greatest difference' in capsys.readouterr().out
 
 
+def test_a_low_opset_takes_any_size_by_the_legacy_exporter(export, capsys):
+    out, network = export(GCVIT, 'out.onnx', '--opset', '11')
+    assert onnx.load(out).opset_import[0].version == 11
+    session = onnxruntime.InferenceSession(out)
+    compare(
+        network, lambda images: torch.tensor(session.run(['logits'], {'images': images.numpy()})[0])
+    )
+    assert "torch's legacy exporter, opset 11" in capsys.readouterr().out
+
+
+def test_an_opset_without_an_operator_stops_with_its_name(export, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        export(DAT_CVPR, 'out.onnx', '--opset', '15')
+    message = capsys.readouterr().err
+    assert 'grid_sampler' in message and 'version 16' in message and '--shape' not in message
+    assert not (tmp_path / 'out.onnx').exists()
+
+
 @pytest.mark.parametrize('family', IN_PROGRAM)
 def test_program_takes_any_size(export, family):
     out, network = export(IN_PROGRAM[family], 'out.pt2')
@@ -143,7 +161,7 @@ def test_a_part_that_needs_a_fixed_size_says_so(export, tmp_path, capsys, monkey
     'name, options, message',
     [
         ('out.pth', [], 'must end with .onnx or .pt2'),
-        ('classifier.py.onnx', ['--opset', '16'], 'at least 18'),
+        ('classifier.py.onnx', ['--opset', '10'], 'at least 11'),
     ],
 )
 def test_wrong_arguments_stop_before_the_export(export, name, options, message, capsys):
