@@ -1,17 +1,20 @@
 """Train a detector, segmentor or classifier: ``tools/train.py CONFIG [options]``."""
 
 import argparse
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
-from mmengine.runner import checkpoint
+from torch import nn
 
 from mmattn.checkpoint import CheckpointError
+from mmattn.engine.resuming import (
+    checkpoints,
+    last_good,
+    let_mmengine_read,
+    misfits,
+    read_training,
+)
 from mmattn.engine.runtime import (
     adapt_to_device,
     add_options,
@@ -66,8 +69,11 @@ def main() -> None:
     # With compile=True mmengine compiles the whole train step. Parts that torch cannot compile (in
     # 2.13 mixup's `x[torch.randperm(n)]` and AdamW's step) run uncompiled instead of raising.
     torch._dynamo.config.suppress_errors = True
+    runner = build_runner(cfg)
+    if cfg.get('resume') and not is_sharded(cfg):
+        check_fit(runner.model, cfg.load_from)
     try:
-        build_runner(cfg).train()
+        runner.train()
     except CheckpointError as error:  # of the published weights that training starts from
         stop(str(error))
 
@@ -83,20 +89,38 @@ def resume(cfg: Config, source: str | None) -> None:
             )
         return
     if source == 'auto':
-        source = last_good(cfg.work_dir, earlier)
-        if source is None:
+        good, reasons = last_good(cfg.work_dir)
+        for reason in reasons:
+            warn(f'--resume: {reason}')
+        if good is None and earlier:
+            stop(f'--resume: no checkpoint in {cfg.work_dir} is whole and finite')
+        if good is None:
             warn(f'--resume: no checkpoint in {cfg.work_dir} yet, so training starts anew.')
             return
-    elif not Path(source).is_file():
-        stop(f'--resume: there is no checkpoint file {source}')
+        if reasons:
+            warn(f'--resume: going on from {good}.')
+        source = str(good)
+    try:
+        checkpoint = read_training(source)
+    except (CheckpointError, FileNotFoundError) as error:
+        stop(f'--resume: {error}')
     cfg.resume = True
     cfg.load_from = str(source)
     drop_pretrained(cfg.model)  # the checkpoint replaces those weights
     # mmengine restores a drawn seed after it has built the data loader, whose order then differs.
     if cfg.get('randomness', {}).get('seed') is None:
-        seed = load_from_local(source, mmap=True).get('meta', {}).get('seed')
+        seed = checkpoint['meta'].get('seed')
         cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
-    let_mmengine_resume()
+    let_mmengine_read()
+
+
+def check_fit(model: nn.Module, source: str) -> None:
+    """Stop unless a checkpoint has all weights of the model, and no others."""
+    if names := misfits(model, read_training(source)):
+        stop(
+            f'--resume: {source} is of another model: {len(names)} names or shapes differ, such as '
+            f'{", ".join(names[:3])}'
+        )
 
 
 def drop_pretrained(node: Any) -> None:
@@ -113,46 +137,6 @@ def drop_pretrained(node: Any) -> None:
             node['init_cfg'] = None
         for child in node.values():
             drop_pretrained(child)
-
-
-def let_mmengine_resume() -> None:
-    """Let mmengine 0.10.7 read its own checkpoints: it calls torch.load as before torch 2.6."""
-    if not hasattr(checkpoint, 'get_torch_safe_globals'):
-        checkpoint.CheckpointLoader.register_scheme('', load_from_local, force=True)
-
-
-def load_from_local(filename: str, map_location: Any = None, mmap: bool = False) -> dict:
-    """Read a training checkpoint, with mmengine's logs in it, by ``weights_only=True``."""
-    array = np.zeros(1)
-    reduced = [part.__reduce__()[0] for part in (array, array[0])]
-    dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint32')]
-    allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, *reduced, *dtypes]
-    with torch.serialization.safe_globals(allowed):
-        return torch.load(filename, map_location=map_location, mmap=mmap, weights_only=True)
-
-
-def checkpoints(work_dir: str | Path) -> list[Path]:
-    """Training checkpoints in `work_dir`, newest first."""
-    found = [*Path(work_dir).glob('epoch_*.pth'), *Path(work_dir).glob('iter_*.pth')]
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
-def last_good(work_dir: str | Path, candidates: list[Path]) -> str | None:
-    """Return the checkpoint named by `last_checkpoint`, or, if truncated, the newest whole one.
-
-    mmengine writes a checkpoint, then its name into `last_checkpoint`, both in place. So a kill or
-    a full disk leaves a truncated file that nothing points to, or an empty `last_checkpoint`.
-    """
-    pointer = Path(work_dir, 'last_checkpoint')
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if named and zipfile.is_zipfile(named):
-        return named
-    good = next((path for path in candidates if zipfile.is_zipfile(path)), None)
-    if good is not None:
-        warn(
-            f'{pointer} names no whole checkpoint ({named or "it is empty"}): going on from {good}.'
-        )
-    return None if good is None else str(good)
 
 
 if __name__ == '__main__':

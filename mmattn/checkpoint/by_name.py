@@ -9,6 +9,7 @@ from torch import nn
 
 from .errors import CheckpointError
 from .files import read_state_dict
+from .fit import same_kind
 from .report import LoadReport
 
 
@@ -25,7 +26,7 @@ def load_by_name(
         prefix: take only names that begin so, without it.
 
     Raises:
-        CheckpointError: the source cannot be read, or does not fit; what fits is loaded then.
+        CheckpointError: the source cannot be read, or does not fit; the model is unchanged.
         FileNotFoundError: there is no such file.
         TypeError: source is neither a path nor a mapping.
     """
@@ -33,11 +34,20 @@ def load_by_name(
     if prefix:
         prefix = prefix.rstrip('.') + '.'  # as mmengine
         state = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-    name = type(model).__name__
+    name, wanted = type(model).__name__, model.state_dict()
+    unfit = [n for n, value in state.items() if n in wanted and not same_kind(value, wanted[n])]
+    if unfit:
+        raise CheckpointError(
+            f'{label} does not fit the {name}: {", ".join(unfit[:5])} are of another dtype'
+        )
+    before = {n: value.clone() for n, value in wanted.items()}
     try:
+        # Other backbones rename and resize in it, too.
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # sizes
-        raise CheckpointError(f'{label} does not fit the {name}: {error}') from error
+        model.load_state_dict(before)
+        reason = ' '.join(str(error).split())
+        raise CheckpointError(f'{label} does not fit the {name}: {reason}') from error
     if strict and (missing or unexpected):
         faults = [
             f'{verb} {len(names)} names {whose}, such as {", ".join(names[:5])}'
@@ -47,6 +57,7 @@ def load_by_name(
             )
             if names
         ]
+        model.load_state_dict(before)
         raise CheckpointError(f'{label} does not fit the {name}: it {" and ".join(faults)}')
     report = LoadReport(label, f"names of the {name}'s layers", fresh=missing)
     report.loaded = [n for n in state if n not in unexpected]

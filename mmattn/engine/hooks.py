@@ -12,11 +12,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
 from mmengine.structures import BaseDataElement
+from torch.nn.utils import get_total_norm
 
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """End training at a loss that is not finite, before its weights are saved.
+    """End training at a loss or at weights that are not finite, before these are saved.
 
     mmdet's CheckInvalidLossHook checks every 50th iteration and names neither losses nor images.
     The unscaled loss is checked, as gradients may overflow under mixed precision's loss scale.
@@ -28,10 +29,12 @@ class InvalidLossHook(Hook):
         """Check the loss of an iteration.
 
         Raises:
-            FloatingPointError: the loss is not finite; the message has the iteration, the losses
-                that are not finite, and the batch's images.
+            FloatingPointError: the loss is not finite, or the weights are not after the step, which
+                a gradient then was not; the message has the iteration, the losses and the batch's
+                images, or the parameters.
         """
         if torch.as_tensor(outputs['loss']).isfinite():
+            self._check_weights(runner)
             return
         losses = {k: torch.as_tensor(v).item() for k, v in outputs.items() if 'loss' in k}
         invalid = [f'{k} is {v}' for k, v in losses.items() if not math.isfinite(v)]
@@ -40,6 +43,20 @@ class InvalidLossHook(Hook):
             f'{", ".join(invalid)} at iteration {runner.iter + 1} (epoch {runner.epoch + 1}, batch '
             f'{batch_idx + 1}), whose images are {images}. Look at these and at the losses '
             'logged before: if they grew, lower optim_wrapper.optimizer.lr or set '
+            'optim_wrapper.clip_grad'
+        )
+
+    @staticmethod
+    def _check_weights(runner: Runner) -> None:
+        trained = {k: p.detach() for k, p in runner.model.named_parameters() if p.requires_grad}
+        if get_total_norm(trained.values()).isfinite():
+            return
+        invalid = [name for name, value in trained.items() if not value.isfinite().all()]
+        raise FloatingPointError(
+            f'weights are not finite after iteration {runner.iter + 1} (epoch {runner.epoch + 1}), '
+            f'though its loss was: gradients of {len(invalid)} parameters were NaN or infinite, '
+            f'such as {", ".join(invalid[:3]) or "very large ones"}. They were not saved: --resume '
+            'goes on from the last checkpoint; lower optim_wrapper.optimizer.lr or set '
             'optim_wrapper.clip_grad'
         )
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pickle
-import runpy
 import socket
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.runs import TOOLS, run_tool, scalars
+
+from mmattn.engine.resuming import read_training
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT.parent / 'shared/data'
@@ -295,8 +296,7 @@ def test_detector_trains_resumes_and_draws(config, tmp_path, capsys):
     )
     steps, _ = scalars(work_dir)
     assert [step['iter'] for step in steps] == [5, 6, 7, 8]
-    # Read by the replacement of mmengine 0.10.7's reader, which fails.
-    state = runpy.run_path(str(TOOLS / 'train.py'))['load_from_local'](work_dir / 'epoch_2.pth')
+    state = read_training(work_dir / 'epoch_2.pth')
     assert state['meta']['iter'] == 8
 
     pictures, predictions = tmp_path / 'pictures', tmp_path / 'predictions.pkl'
