@@ -96,6 +96,15 @@ def weights_of(content: Any, label: str, container: str | None) -> dict[str, Ten
     return unwrap(state)
 
 
+def check_finite(state: Mapping[str, Tensor], label: str) -> None:
+    """Raise a :class:`CheckpointError` if a tensor holds NaN or infinity."""
+    invalid = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if invalid:
+        raise CheckpointError(
+            f'{label} holds NaN or infinity in {len(invalid)} tensors, such as {invalid[0]}'
+        )
+
+
 def _without_numbers(value: object) -> str:
     """What a tensor without plain numbers in memory is, or ''."""
     if isinstance(value, Unreadable):

@@ -361,4 +361,4 @@ def _log(state: dict) -> Log | None:
     values, counts = (state.get(f'_{name}_history') for name in ('log', 'count'))
     if not isinstance(values, np.ndarray) or not isinstance(counts, np.ndarray):
         return None
-    return Log(values, counts, int(state.get('_max_length', len(values))))
+    return Log(values, counts, _size(state.get('max_length', 1_000_000)))

@@ -49,13 +49,14 @@ class InvalidLossHook(Hook):
     @staticmethod
     def _check_weights(runner: Runner) -> None:
         trained = {k: p.detach() for k, p in runner.model.named_parameters() if p.requires_grad}
-        if get_total_norm(trained.values()).isfinite():
+        # The greatest of all: a sum of squares could overflow.
+        if get_total_norm(trained.values(), math.inf).isfinite():
             return
         invalid = [name for name, value in trained.items() if not value.isfinite().all()]
         raise FloatingPointError(
             f'weights are not finite after iteration {runner.iter + 1} (epoch {runner.epoch + 1}), '
             f'though its loss was: gradients of {len(invalid)} parameters were NaN or infinite, '
-            f'such as {", ".join(invalid[:3]) or "very large ones"}. They were not saved: --resume '
+            f'such as {", ".join(invalid[:3])}. They were not saved: --resume '
             'goes on from the last checkpoint; lower optim_wrapper.optimizer.lr or set '
             'optim_wrapper.clip_grad'
         )

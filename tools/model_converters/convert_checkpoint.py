@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import mmattn
-from mmattn.checkpoint import CheckpointError, read_state_dict, to_own_format
+from mmattn.checkpoint import CheckpointError, check_finite, read_state_dict, to_own_format
 
 
 def main() -> None:
@@ -27,6 +27,7 @@ def main() -> None:
         sys.exit(f'{args.dst} exists; name another file or remove it')
     try:
         state, label = read_state_dict(args.src)
+        check_finite(state, label)
         source_format, own = to_own_format(state, label)
     except (CheckpointError, FileNotFoundError) as error:
         sys.exit(str(error))

@@ -22,7 +22,13 @@ import numpy as np
 import torch
 
 import mmattn
-from mmattn.checkpoint import CheckpointError, read_checkpoint, weight_sets, weights_of
+from mmattn.checkpoint import (
+    CheckpointError,
+    check_finite,
+    read_checkpoint,
+    weight_sets,
+    weights_of,
+)
 
 KINDS = {'ema': 'averaged (EMA)', 'raw': 'raw'}
 
@@ -38,12 +44,14 @@ def main() -> None:
             k: v.clone(memory_format=torch.contiguous_format)
             for k, v in weights_of(content, label, container).items()
         }
+        check_finite(state, label)
         rest = {
             name: value
             for name, value in content.items()
             if name != container and (container or not isinstance(value, torch.Tensor))
         }
-        meta, left_out = plain(rest.pop('meta', {}))
+        meta = rest.pop('meta', {})
+        meta, left_out = plain(meta if isinstance(meta, Mapping) else {})
         meta['mmattn_version'] = mmattn.__version__
         print(f'left out: {", ".join([*map(str, rest), *left_out]) or "nothing"}')
         dst = write(dict(meta=meta, state_dict=state), args.dst_dir, args.name)
