@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .by_name import load_by_name
 from .errors import CheckpointError
-from .files import default_container, read_checkpoint, weight_sets, weights_of
+from .files import default_container, is_finite, read_checkpoint, weight_sets, weights_of
 from .fit import Backbone, Fitted, fit_backbone, is_output_norm, same_kind
 from .names import (
     CLASSIFIER_HEAD,
@@ -113,7 +113,7 @@ def load_checkpoint(
         described = [_with_shapes(name, values[name], wanted) for name in unfit]
         raise CheckpointError(_misfit(report, type(backbone).__name__, described, missing))
     report.dropped |= dict.fromkeys(unfit, 'does not fit')
-    report.not_finite = [n for n, value in taken.items() if not is_finite(value, wanted[n])]
+    report.not_finite = [k for k, v in taken.items() if not is_finite(v.to(wanted[k].dtype))]
     if not is_whole:
         taken = {name.removeprefix(BACKBONE): value for name, value in taken.items()}
     model.load_state_dict(taken, strict=False)
@@ -226,13 +226,6 @@ def _why_droppable(
         # A head's last layer: all but the first dimension agree.
         return f'has other classes: {tuple(value.shape)}, the model {tuple(like.shape)}'
     return None
-
-
-def is_finite(value: Tensor, like: Tensor) -> bool:
-    """True if all numbers are finite in the dtype of another tensor."""
-    if value.is_meta or not value.is_floating_point():
-        return True
-    return bool(value.to(like.dtype).isfinite().all())
 
 
 def _may_be_fresh(name: str, kind: str, report: LoadReport) -> bool:

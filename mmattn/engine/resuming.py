@@ -10,40 +10,45 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-from mmattn.checkpoint import CheckpointError, read_checkpoint
+from mmattn.checkpoint import CheckpointError, check_finite, read_checkpoint
 from mmattn.checkpoint.pickled import Log
 
 PARTS = ('state_dict', 'meta', 'optimizer')
 POINTER = 'last_checkpoint'
 
 
-def read_training(path: str | Path, map_location: Any = None) -> dict[str, Any]:
+def read_training(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint that a training can go on from.
 
     Args:
         path: the file.
-        map_location: not used, as tensors go to the devices of what takes them; mmengine passes it.
 
     Raises:
         CheckpointError: the file is damaged, is no checkpoint of a training, or has weights that
             are not finite.
         FileNotFoundError: there is no such file.
     """
-    content, label = read_checkpoint(path)
-    lacking = [x for x in PARTS if not isinstance(content, Mapping) or x not in content]
-    lacking += [] if lacking or isinstance(content['meta'], Mapping) else ['meta']
+    content = read_local(path)
+    lacking = [x for x in PARTS if not isinstance(content, dict) or x not in content]
+    lacking += [] if lacking or isinstance(content['meta'], dict) else ['meta']
     if lacking:
         raise CheckpointError(
-            f'{label} has no {" and no ".join(lacking)}: a training cannot go on from it; to start '
+            f'{path} has no {" and no ".join(lacking)}: a training cannot go on from it; to start '
             'from its weights: --cfg-options load_from=FILE'
         )
     weights = {k: v for k, v in content['state_dict'].items() if isinstance(v, Tensor)}
-    invalid = [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-    if invalid:
-        raise CheckpointError(
-            f'{label} has weights that are not finite: {len(invalid)} tensors, such as {invalid[0]}'
-        )
-    return _copied(content)
+    check_finite(weights, str(path))
+    return content
+
+
+def read_local(path: str | Path, map_location: Any = None) -> Any:
+    """Read any checkpoint for mmengine, with its logs.
+
+    Args:
+        path: the file.
+        map_location: not used, as tensors go to the devices of what takes them; mmengine passes it.
+    """
+    return _copied(read_checkpoint(path)[0])
 
 
 def _copied(node: Any) -> Any:
@@ -58,8 +63,8 @@ def _copied(node: Any) -> Any:
 
 
 def let_mmengine_read() -> None:
-    """Let mmengine read local files by :func:`read_training`: its own reader may execute them."""
-    CheckpointLoader.register_scheme('', read_training, force=True)
+    """Let mmengine read local files by :func:`read_local`: its own reader may execute them."""
+    CheckpointLoader.register_scheme('', read_local, force=True)
 
 
 def checkpoints(work_dir: str | Path) -> list[Path]:

@@ -78,7 +78,7 @@ def test_faulty_ones_are_passed_over_with_the_reason(work_dir, fault):
         torch.save(Toy().state_dict(), newest)
     good, reasons = last_good(work_dir)
     assert good == work_dir / 'epoch_2.pth'
-    expected = dict(NaN='not finite: 1 tensors, such as layer.bias', zeros='checksum',
+    expected = dict(NaN='NaN or infinity in 1 tensors, such as layer.bias', zeros='checksum',
                     short='damaged', **{'weights alone': 'has no state_dict'})[fault]  # fmt: skip
     assert len(reasons) == 1 and 'epoch_3.pth' in reasons[0] and expected in reasons[0]
 
