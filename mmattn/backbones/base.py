@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
+from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -133,7 +134,8 @@ class PyramidBackbone(BaseModule):
             as in mmdet's Swin. It may be changed at any time and acts at the next ``train()``.
         compile_blocks: run the blocks through ``torch.compile``, for images of any size.
         init_cfg: mmengine's; ``dict(type='Pretrained', checkpoint=...)`` takes whatever
-            :func:`mmattn.checkpoint.load_checkpoint` takes.
+            :func:`mmattn.checkpoint.load_checkpoint` takes, and the schemes of mmengine's loader.
+        pretrained: short for it, as in mmseg's backbones.
     """
 
     family: str
@@ -152,7 +154,12 @@ class PyramidBackbone(BaseModule):
         frozen_stages: int,
         compile_blocks: bool,
         init_cfg: dict | list | None,
+        pretrained: str | None,
     ):
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise ValueError('init_cfg and pretrained must not both be given')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= NUM_STAGES:
             raise ValueError(
@@ -212,7 +219,7 @@ class PyramidBackbone(BaseModule):
             CheckpointError: the published weights cannot be had or do not fit.
         """
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [config for config in configs if config.get('type') == 'Pretrained']
+        pretrained = [config for config in configs if _is_pretrained(config)]
         whole, self.init_cfg = self.init_cfg, [c for c in configs if c and c not in pretrained]
         try:
             super().init_weights()
@@ -220,7 +227,8 @@ class PyramidBackbone(BaseModule):
             self.init_cfg = whole
         for config in pretrained:
             try:
-                report = load_checkpoint(self, config['checkpoint'], prefix=config.get('prefix'))
+                source = _fetch(config['checkpoint'])
+                report = load_checkpoint(self, source, prefix=config.get('prefix'))
             except (CheckpointError, FileNotFoundError) as error:
                 raise CheckpointError(f'{error}; {_DO_WITHOUT}') from error.__cause__
             print_log(report.summary, logger='current')
@@ -276,6 +284,19 @@ class PyramidBackbone(BaseModule):
         for stage in self.stages:
             for block in stage.blocks:
                 block.compile(dynamic=True)
+
+
+def _is_pretrained(config: dict) -> bool:
+    kind = config.get('type')
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
+
+
+def _fetch(checkpoint: str) -> str | dict:
+    """A path or address as it is; what has another scheme (``s3://``) through mmengine's loader."""
+    scheme = re.match(r'([\w-]+)://', str(checkpoint))
+    if scheme and scheme[1] not in ('http', 'https'):
+        return CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
+    return checkpoint
 
 
 def check_image(x: Tensor, channels: int) -> None:

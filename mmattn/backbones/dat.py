@@ -110,6 +110,7 @@ class DAT(PyramidBackbone):
             other image sizes compile nothing anew.
         in_channels: channels of the images.
         init_cfg: mmengine's initialization; 'Pretrained' takes the published files.
+        pretrained: file or URL, short for an ``init_cfg`` of that type; mmseg's models pass it on.
 
     Raises:
         ValueError: an argument is out of range; the message names it, and the stage.
@@ -130,6 +131,7 @@ class DAT(PyramidBackbone):
         compile_blocks: bool = False,
         in_channels: int = 3,
         init_cfg: dict | list | None = None,
+        pretrained: str | None = None,
     ):
         row = look_up_arch(arch, arch_zoo, DATArch)
         dims = per_stage('dims', row.dims)
@@ -163,6 +165,7 @@ class DAT(PyramidBackbone):
             frozen_stages,
             compile_blocks,
             init_cfg,
+            pretrained,
         )
 
 

@@ -230,6 +230,7 @@ class GCViT(PyramidBackbone):
             (table 5).
         in_channels: channels of the images.
         init_cfg: mmengine's initialization; 'Pretrained' takes the published files.
+        pretrained: file or URL, short for an ``init_cfg`` of that type; mmseg's models pass it on.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -253,6 +254,7 @@ class GCViT(PyramidBackbone):
         odd_blocks: str = 'global',
         in_channels: int = 3,
         init_cfg: dict | list | None = None,
+        pretrained: str | None = None,
     ):
         row = look_up_arch(arch, arch_zoo, GCViTArch)
         depths = per_stage('depths', row.depths)
@@ -296,6 +298,7 @@ class GCViT(PyramidBackbone):
             frozen_stages,
             compile_blocks,
             init_cfg,
+            pretrained,
         )
 
 

@@ -79,6 +79,7 @@ class QuadTree(PyramidBackbone):
             other image sizes compile nothing anew.
         in_channels: channels of the images.
         init_cfg: mmengine's initialization; 'Pretrained' takes the published files.
+        pretrained: file or URL, short for an ``init_cfg`` of that type; mmseg's models pass it on.
 
     Raises:
         ValueError: an argument is out of range; the message names it.
@@ -100,6 +101,7 @@ class QuadTree(PyramidBackbone):
         compile_blocks: bool = False,
         in_channels: int = 3,
         init_cfg: dict | list | None = None,
+        pretrained: str | None = None,
     ):
         row = look_up_arch(arch, arch_zoo, QuadTreeArch)
         dims = per_stage('embed_dims', row.embed_dims)
@@ -154,4 +156,5 @@ class QuadTree(PyramidBackbone):
             frozen_stages,
             compile_blocks,
             init_cfg,
+            pretrained,
         )

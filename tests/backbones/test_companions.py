@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.small_backbones import KINDS, small
+from helpers.small_backbones import KINDS, channels, small
+from mmengine.config import ConfigDict
+from mmengine.model import PretrainedInit
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, prune, vector_to_parameters
 
@@ -277,3 +280,59 @@ def test_models_built_without_memory(kind, materialize):
     twin.requires_grad_(True).train()
     loss_of(twin, x).backward()
     assert all(p.grad.isfinite().all() for p in twin.parameters())
+
+
+# ------------------------------------------------------------------------- weights to start from
+
+
+def trained_file(kind, folder):
+    model = small(kind)
+    torch.save(dict(state_dict=model.state_dict()), folder / 'trained.pth')
+    return model, str(folder / 'trained.pth')
+
+
+@every_kind
+@pytest.mark.parametrize('form', ['name', 'scoped', 'class', 'list', 'pretrained', 'scheme'])
+def test_every_form_of_pretrained(kind, form, tmp_path):
+    trained, file = trained_file(kind, tmp_path)
+    config = dict(type='Pretrained', checkpoint=file)
+    if form == 'scoped':
+        config['type'] = 'mmengine.Pretrained'
+    elif form == 'class':
+        config['type'] = PretrainedInit
+    elif form == 'list':
+        config = [dict(type='TruncNormal', layer='Linear', std=0.5), config]
+    elif form == 'scheme':  # such as s3://, of which mmengine's loader knows
+        CheckpointLoader.register_scheme('mine://', lambda name, _: torch.load(name[7:]), True)
+        config['checkpoint'] = f'mine://{file}'
+    options = dict(pretrained=file) if form == 'pretrained' else dict(init_cfg=config)
+    model = small(kind, seed=1, **options)
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+def test_pretrained_and_init_cfg_exclude_each_other():
+    with pytest.raises(ValueError, match='init_cfg and pretrained must not both be given'):
+        small('gcvit', pretrained='a.pth', init_cfg=dict(type='Pretrained', checkpoint='b.pth'))
+
+
+@every_kind
+def test_weights_that_a_segmentor_hands_down(kind, tmp_path):
+    from mmengine.registry import MODELS, init_default_scope
+
+    trained, file = trained_file(kind, tmp_path)
+    init_default_scope('mmseg')
+    backbone, arch, options = KINDS[kind]
+    decode_head = dict(
+        type='FCNHead', in_channels=channels(kind)[3], in_index=3, channels=8, num_classes=2
+    )
+    model = MODELS.build(
+        dict(
+            type='EncoderDecoder', pretrained=file, decode_head=decode_head,
+            backbone=ConfigDict(type=backbone.__name__, arch=arch, **options),
+        )
+    )  # fmt: skip
+    model.init_weights()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
