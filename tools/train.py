@@ -1,9 +1,11 @@
 """Train a detector, segmentor or classifier: ``tools/train.py CONFIG [options]``."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from mmengine.config import Config
 from torch import nn
 
@@ -20,6 +22,7 @@ from mmattn.engine.runtime import (
     add_options,
     build_runner,
     check_data,
+    is_rank_zero,
     is_sharded,
     read_config,
     stop,
@@ -64,6 +67,7 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
         # mmengine counts the images of an iteration, not of an update by accumulated gradients.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
+    lock = occupy(cfg.work_dir)
     resume(cfg, args.resume)
     adapt_to_device(cfg)
     # With compile=True mmengine compiles the whole train step. Parts that torch cannot compile (in
@@ -76,6 +80,26 @@ def main() -> None:
         runner.train()
     except CheckpointError as error:  # of the published weights that training starts from
         stop(str(error))
+    finally:
+        lock.release()
+
+
+def occupy(work_dir: str) -> BaseFileLock:
+    """Keep other trainings out of a folder until this one ends; stop if there is one."""
+    path = Path(work_dir, '.lock')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    if not is_rank_zero():
+        return lock
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        stop(f'{work_dir} is in use by another training: choose another --work-dir')
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        warn(
+            f'{path} cannot be locked ({error}): take care that no other training uses the folder.'
+        )
+    return lock
 
 
 def resume(cfg: Config, source: str | None) -> None:

@@ -28,12 +28,17 @@ DATA_VARIABLES = {
 }
 
 
+# Environment variables of a process's rank: torchrun's and mmengine's, slurm's, Open MPI's.
+RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
+
 # ------------------------------------------------------------------------------------- messages
 
 
 def is_rank_zero() -> bool:
     """True on rank 0, or without ranks."""
-    return int(os.environ.get('RANK', 0)) == 0
+    ranks = (os.environ[name] for name in RANKS if name in os.environ)
+    return int(next(ranks, 0)) == 0
 
 
 def stop(message: str) -> NoReturn:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from mmengine.config import Config
 
 from mmattn.engine import runtime
@@ -82,8 +83,10 @@ def test_missing_config_file(run, capsys):
     assert 'configs/none.py' in complaint(run, capsys, config='configs/none.py')
 
 
-def test_only_rank_0_prints(run, monkeypatch, capsys):
-    monkeypatch.setenv('RANK', '1')
+@pytest.mark.parametrize('variable', runtime.RANKS)
+def test_only_rank_0_prints(run, monkeypatch, capsys, variable):
+    monkeypatch.delenv('RANK', raising=False)
+    monkeypatch.setenv(variable, '1')
     with pytest.raises(SystemExit):
         run(config='configs/none.py')
     assert capsys.readouterr().err == ''
@@ -134,6 +137,17 @@ def test_an_earlier_run_is_not_overwritten(run, data, work_dir, capsys):
     error = complaint(run, capsys)
     for word in (str(work_dir), 'epoch_3.pth', '--resume', '--work-dir'):
         assert word in error
+
+
+def test_a_folder_is_for_one_training(run, data, work_dir, capsys, monkeypatch):
+    with FileLock(work_dir / '.lock'):
+        assert f'{work_dir} is in use by another training' in complaint(run, capsys)
+        for rank in runtime.RANKS:  # other processes of the training that holds it
+            with monkeypatch.context() as context:
+                context.setenv(rank, '1')
+                run()
+    run()
+    run()  # the first has released it
 
 
 def test_a_folder_without_checkpoints_is_used(run, data, work_dir):
