@@ -336,3 +336,41 @@ def test_weights_that_a_segmentor_hands_down(kind, tmp_path):
     model.init_weights()
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
+
+
+@every_kind
+def test_layers_without_bias_train(kind):
+    model, x = small(kind, drop_path_rate=0.0).train(), image()
+    for name in linear_names(model):
+        owner, _, child = name.rpartition('.')
+        old = model.get_submodule(name)
+        new = nn.Linear(old.in_features, old.out_features, bias=False)
+        new.weight = old.weight
+        setattr(model.get_submodule(owner), child, new)
+    loss_of(model, x).backward()
+    linear = [model.get_submodule(name) for name in linear_names(model)]
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in linear)
+
+
+@every_kind
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(static_graph=True),
+        dict(gradient_as_bucket_view=True),
+        dict(find_unused_parameters=True),
+    ],
+)
+@pytest.mark.parametrize('changes', [dict(with_cp=True), dict(frozen_stages=1)])
+def test_ddp_gives_the_gradients_of_the_model_alone(kind, option, changes, process_group):
+    x = image()
+    alone, model = (small(kind, drop_path_rate=0.0, **changes).train() for _ in range(2))
+    wrapped = nn.parallel.DistributedDataParallel(model, **{option: True})
+    for _ in range(2):
+        for net in (alone, wrapped):
+            net.zero_grad()
+            loss_of(net, x).backward()
+    for (name, a), b in zip(alone.named_parameters(), model.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None) == (not a.requires_grad), name
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
