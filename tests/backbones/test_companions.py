@@ -354,12 +354,7 @@ def test_layers_without_bias_train(kind):
 
 @every_kind
 @pytest.mark.parametrize(
-    'options',
-    [
-        dict(static_graph=True),
-        dict(gradient_as_bucket_view=True),
-        dict(find_unused_parameters=True),
-    ],
+    'option', ['static_graph', 'gradient_as_bucket_view', 'find_unused_parameters']
 )
 @pytest.mark.parametrize('changes', [dict(with_cp=True), dict(frozen_stages=1)])
 def test_ddp_gives_the_gradients_of_the_model_alone(kind, option, changes, process_group):
