@@ -48,7 +48,8 @@ class InvalidLossHook(Hook):
 
     @staticmethod
     def _check_weights(runner: Runner) -> None:
-        trained = {k: p.detach() for k, p in runner.model.named_parameters() if p.requires_grad}
+        named = runner.model.named_parameters()  # empty where FSDP has them on other ranks
+        trained = {k: p.detach() for k, p in named if p.requires_grad and p.numel()}
         # The greatest of all: a sum of squares could overflow.
         if get_total_norm(trained.values(), math.inf).isfinite():
             return
