@@ -176,6 +176,11 @@ def _tensor_v3(
     return _tensor(storage, offset, size, stride)._replace(dtype=kind)
 
 
+def _attributed(rebuild: object, kind: object, args: object, *_: object) -> Any:
+    """A tensor with attributes, which are left out."""
+    return _checked(rebuild, _Call)(*_checked(args, tuple))
+
+
 def _first(value: object, *_: object) -> object:
     return value
 
@@ -230,6 +235,9 @@ _STAND_INS: dict[str, object] = {
     'numpy.dtype': _Call(_Dtype),
     'argparse.Namespace': _Namespace,
     'mmengine.logging.history_buffer.HistoryBuffer': _Log,
+    **dict.fromkeys(('torch.Tensor', 'torch.nn.parameter.Parameter')),
+    'torch._tensor._rebuild_from_type': _Call(_attributed),
+    'torch._tensor._rebuild_from_type_v2': _Call(_attributed),
     'torch._utils._rebuild_tensor': _Call(_tensor),
     'torch._utils._rebuild_tensor_v2': _Call(_tensor),
     'torch._utils._rebuild_tensor_v3': _Call(_tensor_v3),

@@ -332,6 +332,8 @@ def test_every_dtype_view_and_shape_is_read_as_torch_reads_it(tmp_path):
     }  # fmt: skip
     tensors |= dict(view=base[1:3, ::2], transposed=base.t(), empty=base[:0], number=base[2, 3],
                     parameter=torch.nn.Parameter(base.clone()))  # fmt: skip
+    tensors['with attributes'] = base.clone()
+    tensors['with attributes'].note = 'left out'
     content = dict(tensors=tensors, rest=[1, 2.5, 'x', None, True, (1, 2), {3}, b'bytes'])
     for zipped in (True, False):
         buffer = io.BytesIO()
