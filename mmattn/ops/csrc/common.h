@@ -73,7 +73,15 @@ struct View {
 
 template <class T, int D>
 View<T, D> view(const Tensor& x) {
+  constexpr ScalarType dtype =
+      torch::headeronly::CppTypeToScalarType<std::remove_const_t<T>>::value;
   STD_TORCH_CHECK(x.dim() == D, "expected ", D, " dimensions, got ", x.dim());
+  STD_TORCH_CHECK(
+      x.scalar_type() == dtype,
+      "expected ",
+      torch::headeronly::toString(dtype),
+      ", got ",
+      torch::headeronly::toString(x.scalar_type()));
   View<T, D> result;
   result.data = static_cast<T*>(x.data_ptr());
   for (int n = 0; n < D; ++n) result.stride[n] = x.stride(n);

@@ -1,5 +1,6 @@
 // deform_attention: attention to sampled keys, its bias read from a table at the displacements on
 // the way.
+#include "../checks.h"
 #include "attention.h"
 
 namespace mmattn {
@@ -190,6 +191,7 @@ std::tuple<Tensor, Tensor> deform_attention(
     const Tensor& query_grid,
     const Tensor& key_positions,
     double scale) {
+  check_deform_attention(q_, k_, v_, table, query_grid, key_positions);
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Shape s(q, k, table, key_positions);
   Tensor out =
@@ -246,10 +248,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
     double scale,
     const Tensor& out,
     const Tensor& lse) {
+  check_deform_attention(q_, k_, v_, table, query_grid, key_positions);
+  const ScalarType dtype = v_.scalar_type(), accumulate = accumulate_dtype(dtype);
+  const int64_t batch = q_.size(0), heads = q_.size(1), queries = q_.size(2), d = q_.size(3);
+  check_tensor("grad_out", grad_, {batch, heads, queries, d}, dtype);
+  check_tensor("out", out, {batch, heads, queries, d}, dtype);
+  check_tensor("lse", lse, {batch, heads, queries}, accumulate);
   const Tensor grad = with_dense_rows(grad_);
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Shape s(q, k, table, key_positions);
-  const ScalarType dtype = v.scalar_type(), accumulate = accumulate_dtype(dtype);
   Tensor dq = empty({s.batch, s.heads, s.queries, s.d}, v, dtype);
   Tensor dk = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
   Tensor dv = empty({s.batch, s.heads, s.keys, s.d}, v, dtype);
@@ -310,13 +317,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> deform_attention_backward(
       }
     });
   });
-  const int64_t images[] = {0}, heads[] = {2};
+  const int64_t over_images[] = {0}, over_heads[] = {2};
   return {
       dq,
       dk,
       dv,
-      torch::stable::sum(table_parts, images),
-      torch::stable::sum(position_parts, heads)};
+      torch::stable::sum(table_parts, over_images),
+      torch::stable::sum(position_parts, over_heads)};
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // deform_sample: a map read bilinearly, each group of channels at its own positions.
 #include "../bilinear.h"
+#include "../checks.h"
 
 #include <algorithm>
 
@@ -69,6 +70,7 @@ void with_channel_stride(int64_t stride, const F& f) {
 }
 
 Tensor deform_sample(const Tensor& x, const Tensor& positions) {
+  check_deform_sample(x, positions);
   const Shape s(x, positions);
   const bool channel_last = x.stride(1) == 1 && x.size(1) > 1;
   const int64_t channels = x.size(1);
@@ -118,6 +120,9 @@ std::tuple<Tensor, Tensor> deform_sample_backward(
     const Tensor& x,
     const Tensor& positions,
     const Tensor& sampled) {
+  check_deform_sample(x, positions);
+  for (const auto& [name, tensor] : {std::pair{"grad_sampled", &grad}, {"sampled", &sampled}})
+    check_tensor(name, *tensor, {x.size(0), x.size(1), positions.size(2)}, x.scalar_type());
   const Shape s(x, positions);
   const ScalarType accumulate = accumulate_dtype(x.scalar_type());
   const bool channel_last = x.stride(1) == 1 && x.size(1) > 1;

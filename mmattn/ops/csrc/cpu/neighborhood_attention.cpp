@@ -67,6 +67,7 @@ std::tuple<Tensor, Tensor> neighborhood_attention(
     const Tensor& rpb,
     int64_t kernel_size,
     double scale) {
+  check_neighborhood_attention(q, k, v, rpb, kernel_size);
   const std::vector<int64_t> size(q.sizes().begin(), q.sizes().end());
   Tensor out = empty(size, q, q.scalar_type());
   Tensor lse = empty({size.begin(), size.end() - 1}, q, accumulate_dtype(q.scalar_type()));

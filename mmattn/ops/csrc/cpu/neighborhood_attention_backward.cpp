@@ -175,7 +175,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> neighborhood_attention_backward(
     double scale,
     const Tensor& out,
     const Tensor& lse) {
+  check_neighborhood_attention(q, k, v, rpb, kernel_size);
   const ScalarType dtype = q.scalar_type(), accumulate = accumulate_dtype(dtype);
+  const int64_t batch = q.size(0), height = q.size(1), width = q.size(2), heads = q.size(3);
+  check_tensor("grad_out", grad, {batch, height, width, heads, q.size(4)}, dtype);
+  check_tensor("out", out, {batch, height, width, heads, q.size(4)}, dtype);
+  check_tensor("lse", lse, {batch, height, width, heads}, accumulate);
   const std::vector<int64_t> size(q.sizes().begin(), q.sizes().end());
   Tensor dq = empty(size, q, dtype);
   Tensor dk = zeros(size, q, accumulate), dv = zeros(size, q, accumulate);

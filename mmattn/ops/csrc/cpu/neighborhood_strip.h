@@ -5,7 +5,7 @@
 // the scores of adjacent keys are one vector.
 #pragma once
 
-#include "../common.h"
+#include "../checks.h"
 #include "../neighborhood.h"
 #include "vec.h"
 

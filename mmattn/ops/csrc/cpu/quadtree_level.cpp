@@ -1,5 +1,6 @@
 // quadtree_level: four sibling queries attend to the children of the keys that their parent has
 // kept.
+#include "../checks.h"
 #include "choose.h"
 #include "families.h"
 
@@ -93,6 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level(
     std::optional<Tensor> padding,
     int64_t topk,
     bool with_scores) {
+  check_quadtree_level(queries_in, keys_in, values_in, parents, parent_scores, padding, topk);
   const QuadtreeShape s(queries_in, keys_in, parents, topk);
   const Tensor queries = with_dense_rows(queries_in), keys = with_dense_rows(keys_in),
                values = with_dense_rows(values_in);
@@ -177,12 +179,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     int64_t topk,
     bool with_scores,
     const Tensor& kept) {
+  check_quadtree_level(queries_in, keys_in, values_in, parents, parent_scores, padding, topk);
   const QuadtreeShape s(queries_in, keys_in, parents, topk);
   const Tensor queries = with_dense_rows(queries_in), keys = with_dense_rows(keys_in),
                values = with_dense_rows(values_in), upstream = with_dense_rows(grad_messages_in);
   const bool type_a = parent_scores.has_value();
+  check_quadtree_level_gradients(
+      grad_messages_in, grad_scores, queries_in, type_a, with_scores, s.kept, kept);
   const QuadtreeGradients out(s, values, type_a);
-  std::atomic<bool> wrong = false;
+  std::atomic<bool> wrong = false, wrong_kept = false;
   dispatch(values.scalar_type(), [&](auto type) {
     using T = typename decltype(type)::type;
     using A = Accumulate<T>;
@@ -226,8 +231,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
         if (type_a) {
           const auto for_each_kept = [&](const auto& f) {
             for (int query = 0; query < FAMILY; ++query)
-              for (int64_t r = 0; r < s.kept; ++r)
-                f(query, r, candidates.place(query, *chosen.at(at.b, at.h, at.p, query, r)));
+              for (int64_t r = 0; r < s.kept; ++r) {
+                const int64_t candidate = *chosen.at(at.b, at.h, at.p, query, r);
+                if (candidate >= 0 && candidate < s.candidates)
+                  f(query, r, candidates.place(query, candidate));
+                else
+                  wrong_kept.store(true, std::memory_order_relaxed);
+              }
           };
           for_each_kept([&](int query, int64_t r, int64_t place) {
             ds[place] = *score_grad.at(at.b, at.p, query, r, at.h);
@@ -302,6 +312,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> quadtree_level_backward(
     }
   });
   check_parents(wrong, s);
+  STD_TORCH_CHECK(
+      !wrong_kept, "kept must be candidates from 0 to ", s.candidates - 1, ", one is not");
   return out.returned(values.scalar_type());
 }
 

@@ -1,4 +1,5 @@
 // window_attention: softmax attention within the windows of a map, read and written in place.
+#include "../checks.h"
 #include "attention.h"
 
 namespace mmattn {
@@ -130,6 +131,7 @@ std::tuple<Tensor, Tensor> window_attention(
     const Tensor& pad_v_,
     int64_t window_size,
     int64_t shift) {
+  check_window_attention(q_, k_, v_, bias_, pad_k_, pad_v_, window_size, shift);
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_),
                pad_v = with_dense_rows(pad_v_);
@@ -184,12 +186,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_back
     int64_t shift,
     const Tensor& out,
     const Tensor& lse) {
+  check_window_attention(q_, k_, v_, bias_, pad_k_, pad_v_, window_size, shift);
+  const ScalarType dtype = v_.scalar_type(), accumulate = accumulate_dtype(dtype);
+  const int64_t batch = v_.size(0), height = v_.size(1), width = v_.size(2), heads = v_.size(3);
+  check_tensor("grad_out", grad_, {batch, height, width, heads, v_.size(4)}, dtype);
+  check_tensor("out", out, {batch, height, width, heads, v_.size(4)}, dtype);
+  check_tensor("lse", lse, {batch, height, width, heads}, accumulate);
   const Tensor grad = with_dense_rows(grad_);
   const Tensor q = with_dense_rows(q_), k = with_dense_rows(k_), v = with_dense_rows(v_);
   const Tensor bias = with_dense_rows(bias_), pad_k = with_dense_rows(pad_k_),
                pad_v = with_dense_rows(pad_v_);
   const Shape s(q, k, window_size, shift);
-  const ScalarType dtype = v.scalar_type(), accumulate = accumulate_dtype(dtype);
   const std::vector<int64_t> map{s.batch, s.height, s.width, s.heads, s.d};
   const std::vector<int64_t> one_window{s.batch, s.window, s.window, s.heads, s.d};
   const int64_t groups = std::min(s.windows, ceil_div(GROUPS, std::max<int64_t>(s.heads, 1)));
