@@ -78,7 +78,7 @@ def parse_args() -> argparse.Namespace:
         parser.error('argument src must be a file, got an address; download it first')
     args.dst_dir = args.dst_dir or args.src.parent
     args.name = args.name or args.src.stem
-    if Path(args.name).name != args.name:
+    if Path(args.name).name != args.name or args.name == '..':
         parser.error(f'argument --name must be a file name without a folder, got {args.name}')
     if args.dst_dir.exists() and not args.dst_dir.is_dir():
         parser.error(f'{args.dst_dir} is a file; name a folder')
@@ -108,6 +108,8 @@ def plain(meta: Mapping) -> tuple[dict, list[str]]:
             kept[str(name)] = as_plain(value)
         except TypeError as error:
             left_out.append(f'meta.{name} ({error})')
+        except RecursionError:
+            left_out.append(f'meta.{name} (it contains itself)')
     return kept, left_out
 
 

@@ -204,6 +204,31 @@ def test_meta_is_plain_data(publish, tmp_path):
     assert 'left out: meta.odd (a set)' in said
 
 
+@pytest.mark.parametrize('meta', [None, [1, 2], 3, 'itself'])
+def test_meta_of_any_kind(publish, tmp_path, meta):
+    if meta == 'itself':
+        meta = dict(epoch=1)
+        meta['itself'] = meta
+    torch.save(dict(state_dict=dict(x=torch.ones(3)), meta=meta), tmp_path / 'src.pth')
+    dst, said = publish(tmp_path / 'src.pth')
+    kept = torch.load(dst, weights_only=True)['meta']
+    assert kept.keys() <= {'mmattn_version', 'epoch'}
+    assert ('meta.itself (it contains itself)' in said) == isinstance(meta, dict)
+
+
+def test_weights_that_are_not_finite_are_not_published(publish, tmp_path):
+    torch.save(dict(state_dict=dict(x=torch.tensor([1.0, torch.inf]))), tmp_path / 'src.pth')
+    assert 'holds NaN or infinity in 1 tensors' in complaint(publish, tmp_path / 'src.pth')
+
+
+@pytest.mark.parametrize('name', ['..', 'a/b'])
+def test_names_are_without_a_folder(publish, tmp_path, capsys, name):
+    torch.save(dict(state_dict=dict(x=torch.ones(3))), tmp_path / 'src.pth')
+    with pytest.raises(SystemExit):
+        publish(tmp_path / 'src.pth', f'--name={name}')
+    assert 'without a folder' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('kind', ['missing', 'damaged', 'no weights', 'no average', 'a folder'])
 def test_errors(publish, tmp_path, kind):
     src = tmp_path / 'src.pth'
