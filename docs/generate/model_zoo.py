@@ -145,14 +145,14 @@ def size(model: Entry, key: str, unit: str) -> str:
 
 
 def otherwise(model: Entry) -> str:
-    """How the published FLOPs were counted, if not in our way."""
+    """Way of counting of the published FLOPs, if it is not ours."""
     keys = ('Published FLOPs Input', 'Published FLOPs Count')
     notes = [model['Metadata'].get(key) for key in keys]
     return ', '.join(filter(None, notes))
 
 
 def sources(model: Entry) -> str:
-    """Where the results and the published counts were read."""
+    """Sources of the results and of the published counts."""
     found = [result['Source'] for result in model.get('Results', [])]
     found += model['Metadata'].get('Published Counts From', '').split('; ')
     return '; '.join(dict.fromkeys(filter(None, found)))
@@ -203,7 +203,7 @@ def tables(collection: Entry, models: list[Entry], folder: str) -> Iterator[str]
 
 
 def effect(model: Entry) -> str:
-    """What is published of an ablation."""
+    """Published effect of an ablation."""
     figures = ', '.join(f'{value:.1f} {metric}' for metric, value in results(model).items())
     return model['Metadata'].get('Published Effect', figures)
 

@@ -102,7 +102,7 @@ class Address:
 
 
 def label_of(source: str) -> str:
-    """What messages and files may say of a path or address: no query, no password."""
+    """Path or address for messages and files: without query and password."""
     return Address.parse(source).label if is_address(source) else source
 
 

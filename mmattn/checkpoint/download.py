@@ -171,7 +171,7 @@ def _copy(answer: HTTPResponse, part: Path) -> tuple[bytes, str]:
 
 
 def _fault(start: bytes, digest: str, address: Address) -> str:
-    """What is wrong with a file that begins so and has this hash, or ''."""
+    """Fault of a file that begins so and has this hash; '' if it has none."""
     if kind := not_a_checkpoint(start):
         return f'is {kind} and no checkpoint'
     if not digest.startswith(address.sha256):

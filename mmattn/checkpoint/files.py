@@ -114,7 +114,7 @@ def check_finite(state: Mapping[str, Tensor], label: str) -> None:
 
 
 def _without_numbers(value: object) -> str:
-    """What a tensor without plain numbers in memory is, or ''."""
+    """Kind of a tensor without plain numbers in memory; '' for all others."""
     if isinstance(value, Unreadable):
         return value.what
     if not isinstance(value, Tensor):

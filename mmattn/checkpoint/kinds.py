@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint, by its first bytes."""
+"""Kinds of files that are no checkpoints, by their first bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAGIC = (
 
 
 def not_a_checkpoint(start: bytes) -> str:
-    """What a file is that begins so; '' if it may be a checkpoint.
+    """Kind of a file that is no checkpoint; '' if it may be one.
 
     Args:
         start: the first :data:`START` bytes, or all that there are.

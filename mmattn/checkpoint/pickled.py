@@ -294,11 +294,11 @@ class PlainUnpickler(pickle._Unpickler):  # the C one fills memory up to an inde
         return Storage(str(key), dtype, _size(count))
 
     def load_setitem(self) -> None:
-        _check_key(self.stack[-2])  # type: ignore[attr-defined]
+        _check_key(self.stack[-2])  # type: ignore[attr-defined] # typeshed lacks it
         _SETITEM(self)
 
     def load_setitems(self) -> None:
-        for key in self.stack[::2]:  # type: ignore[attr-defined]
+        for key in self.stack[::2]:  # type: ignore[attr-defined] # typeshed lacks it
             _check_key(key)
         _SETITEMS(self)
 

@@ -1,4 +1,4 @@
-"""What other tools do with a backbone's layers and state: adapters, pruning, quantization."""
+"""Uses of a backbone's layers and state by other tools: adapters, pruning, quantization."""
 
 import copy
 import importlib

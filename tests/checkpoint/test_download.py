@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +41,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def said(monkeypatch):
-    """What was logged."""
+    """Messages that were logged."""
     said = []
     monkeypatch.setattr(download, 'print_log', lambda message, logger: said.append(message))
     return said
@@ -272,7 +273,7 @@ def test_a_failed_download_is_one_sentence_and_keeps_nothing(
 
 def test_nobody_answers(hub):
     with Server({}) as server:
-        pass
+        pass  # it is closed again, so that nobody listens at its address
     assert 'Connection refused' in refusal(f'{server.address}/w.pth')
     assert files(hub) == []
 
@@ -388,7 +389,7 @@ def test_paths_that_are_none(tmp_path):
 
 def test_progress_in_a_terminal_and_in_a_log(monkeypatch, capsys):
     for terminal in (True, False):
-        monkeypatch.setattr(sys.stderr, 'isatty', lambda: terminal, raising=False)  # noqa: B023
+        monkeypatch.setattr(sys.stderr, 'isatty', partial(bool, terminal), raising=False)
         progress = download.Progress(2_000_000)
         progress.show(500_000)
         progress.next = 0

@@ -229,7 +229,7 @@ def serving_paths():
             self.wfile.write(self.path.encode())
 
         def log_message(self, *_):
-            pass
+            """Print no line for each request."""
 
     with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -50,7 +50,7 @@ def change(path, **parts):
 
 
 def zero_largest_record(path):
-    """What a power failure leaves inside a file."""
+    """Damage a file as a power failure does."""
     with zipfile.ZipFile(path) as archive:
         info = max(archive.infolist(), key=lambda info: info.file_size)
     data = bytearray(path.read_bytes())

@@ -74,7 +74,7 @@ class Server:
                 outer._send(answer, self.wfile)
 
             def log_message(self, *_):
-                pass
+                """Print no line for each request."""
 
         self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self.port = self.http.server_port

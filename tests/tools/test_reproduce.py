@@ -406,7 +406,7 @@ def server(tmp_path):
             super().do_GET()
 
         def log_message(self, *_):
-            pass
+            """Print no line for each request."""
 
     folder, requests = tmp_path / 'served', []
     folder.mkdir()
